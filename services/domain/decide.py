@@ -1,0 +1,318 @@
+"""The one place where verdicts are made: `decide(state, records) -> verdicts`, in offset order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from services.domain.model import (
+    TIME_US_MAX,
+    TIME_US_MIN,
+    TOTAL_QUANTITY_MAX,
+    Action,
+    Changed,
+    ChangeOutcome,
+    ChangeRequest,
+    Coupon,
+    CouponId,
+    CouponState,
+    Decision,
+    Grant,
+    Issued,
+    IssueRequest,
+    LineRecord,
+    LineState,
+    Parked,
+    ParkReason,
+    PastChange,
+    Reason,
+    Rejected,
+    RequestId,
+    Switch,
+    Ticket,
+    Unprocessable,
+    UserId,
+    Verdict,
+)
+
+UPDATE_PATHS = frozenset({"display_name", "start_time", "end_time"})
+
+
+def refusal(
+    coupon: Coupon | None, remaining: int, grant: Grant | None, request_id: RequestId, time_us: int
+) -> Reason | None:
+    """Why a request is not granted, or None: the precedence of all refusals, for ledger and issuer alike.
+
+    `remaining` stands beside the coupon because it changes with every grant of a batch.
+    """
+    if coupon is None:
+        return Reason.COUPON_NOT_FOUND
+    if grant is not None:
+        return Reason.REPEATED if grant.request_id == request_id else Reason.ALREADY_ISSUED
+    if coupon.switch is Switch.CLOSED:
+        return Reason.CLOSED
+    if coupon.start_us is not None and time_us < coupon.start_us:
+        return Reason.NOT_OPEN
+    if coupon.end_us is not None and time_us >= coupon.end_us:
+        return Reason.ENDED
+    if coupon.switch is Switch.PAUSED:
+        return Reason.PAUSED
+    if remaining <= 0:
+        return Reason.SOLD_OUT
+    return None
+
+
+_STATE_OF_REFUSAL = {
+    Reason.CLOSED: CouponState.CLOSED,
+    Reason.NOT_OPEN: CouponState.SCHEDULED,
+    Reason.ENDED: CouponState.ENDED,
+    Reason.PAUSED: CouponState.PAUSED,
+    Reason.SOLD_OUT: CouponState.SOLD_OUT,
+    None: CouponState.ACTIVE,
+}
+_NO_REQUEST = RequestId("")
+
+
+def state_at(coupon: Coupon, time_us: int) -> CouponState:
+    """The state that people see: what a newcomer's request would be told at that time."""
+    return _STATE_OF_REFUSAL[refusal(coupon, coupon.remaining, None, _NO_REQUEST, time_us)]
+
+
+def decide(state: LineState, records: Sequence[LineRecord]) -> Decision:
+    """Give each record its verdict, in offset order; a change takes effect for the records behind it.
+
+    A record that raises is parked as INTERNAL and leaves no trace in what its neighbours see.
+    """
+    line = _Line(state)
+    verdicts: list[Verdict] = []
+    for record in records:
+        try:
+            verdicts.append(line.settle(record))
+        except Exception as error:
+            verdicts.append(line.park(record, ParkReason.INTERNAL, f"{type(error).__name__}: {error}"))
+    return Decision(tuple(verdicts), line.changed_coupons())
+
+
+def park(record: LineRecord, reason: ParkReason, message: str, *, known: bool = False) -> Unprocessable:
+    """The same record as one that gets the verdict PARKED; what is already unprocessable keeps its first reason."""
+    if isinstance(record, Unprocessable):
+        return replace(record, known=known) if known else record
+    user_id = record.user_id if isinstance(record, IssueRequest) else None
+    return Unprocessable(
+        record.offset,
+        record.time_us,
+        reason,
+        message,
+        record.coupon_id,
+        user_id,
+        record.request_id,
+        record.redrive,
+        known,
+    )
+
+
+class _Line:
+    """The working copy of a partition's state while one batch is decided."""
+
+    def __init__(self, state: LineState) -> None:
+        self._state = state
+        self._partition = state.partition
+        self._coupons = dict(state.coupons)
+        # Stock apart from the coupons: it changes with every grant, and a frozen copy a grant would cost too much.
+        self._remaining = {coupon_id: coupon.remaining for coupon_id, coupon in state.coupons.items()}
+        self._grants: dict[tuple[CouponId, UserId], Grant] = dict(state.grants)
+        self._changes = dict(state.changes)
+        self._redriven = dict(state.redriven)
+        self._touched: set[CouponId] = set()
+
+    def settle(self, record: LineRecord) -> Verdict:
+        if isinstance(record, IssueRequest):
+            if record.coupon_id in self._state.foreign:
+                return self._wrong_partition(record)
+            return self._issue(record)
+        if isinstance(record, ChangeRequest):
+            if record.coupon_id in self._state.foreign:
+                return self._wrong_partition(record)
+            return self._change(record)
+        return self.park(record, record.reason, record.message)
+
+    def park(self, record: LineRecord, reason: ParkReason, message: str) -> Parked:
+        lost = park(record, reason, message)
+        return Parked(
+            lost.offset,
+            lost.time_us,
+            lost.reason,
+            lost.message,
+            lost.coupon_id,
+            lost.user_id,
+            lost.request_id,
+            lost.redrive.original if lost.redrive else None,
+            lost.known,
+        )
+
+    def changed_coupons(self) -> tuple[Coupon, ...]:
+        return tuple(self._current(coupon_id) for coupon_id in sorted(self._touched))
+
+    def _wrong_partition(self, record: IssueRequest | ChangeRequest) -> Parked:
+        return self.park(
+            record,
+            ParkReason.WRONG_PARTITION,
+            f"coupon {record.coupon_id} does not belong to partition {self._partition}",
+        )
+
+    def _issue(self, request: IssueRequest) -> Verdict:
+        coupon_id, redrive = request.coupon_id, request.redrive
+        coupon = self._coupons.get(coupon_id)
+        key = (coupon_id, request.user_id)
+        grant = self._grants.get(key)
+        remaining = self._remaining.get(coupon_id, 0)
+        if redrive is None:
+            reason = refusal(coupon, remaining, grant, request.request_id, request.time_us)
+            original = None
+        else:
+            original = redrive.original
+            reason = refusal(coupon, remaining, grant, request.request_id, redrive.original_time_us)
+            if reason is not Reason.COUPON_NOT_FOUND and original in self._redriven:
+                reason, grant = Reason.REPEATED, self._redriven[original]
+        if reason is None:
+            sequence = self._issued(coupon_id) + 1
+            won = Grant(request.request_id, sequence, Ticket(self._partition, request.offset))
+            self._remaining[coupon_id] = remaining - 1
+            self._grants[key] = won
+            self._touched.add(coupon_id)
+            if original is not None:
+                self._redriven[original] = won
+            return Issued(
+                request.offset, request.time_us, coupon_id, request.user_id, request.request_id, sequence, original
+            )
+        if original is not None:
+            self._redriven.setdefault(original, grant if reason is Reason.REPEATED else None)
+        return Rejected(
+            request.offset,
+            request.time_us,
+            coupon_id,
+            request.user_id,
+            request.request_id,
+            reason,
+            grant if reason is Reason.REPEATED else None,
+            original,
+        )
+
+    def _issued(self, coupon_id: CouponId) -> int:
+        return self._coupons[coupon_id].total - self._remaining[coupon_id]
+
+    def _current(self, coupon_id: CouponId) -> Coupon:
+        return replace(self._coupons[coupon_id], remaining=self._remaining[coupon_id], issued=self._issued(coupon_id))
+
+    def _change(self, request: ChangeRequest) -> Changed:
+        key = (request.coupon_id, request.request_id)
+        past = self._changes.get(key)
+        if past is not None:
+            outcome = past.outcome
+            if past.payload_hash != request.payload_hash:
+                outcome = self._outcome(request, Reason.INVALID_FIELD)
+        else:
+            outcome = self._apply(request)
+            self._changes[key] = PastChange(request.payload_hash, outcome)
+        return Changed(
+            request.offset,
+            request.time_us,
+            request.coupon_id,
+            request.request_id,
+            request.payload_hash,
+            past is not None,
+            outcome,
+            request.caller,
+            request.redrive.original if request.redrive else None,
+        )
+
+    def _apply(self, request: ChangeRequest) -> ChangeOutcome:
+        known = request.coupon_id in self._coupons
+        reason: Reason | None
+        if request.action is Action.CREATE:
+            reason = Reason.COUPON_EXISTS if known else _create_fault(request)
+        elif not known:
+            reason = Reason.COUPON_NOT_FOUND
+        else:
+            reason = _change_fault(self._current(request.coupon_id), request)
+        if reason is None:
+            after = self._created(request) if request.action is Action.CREATE else self._updated(request)
+            self._coupons[request.coupon_id] = after
+            self._remaining[request.coupon_id] = after.remaining
+            self._touched.add(request.coupon_id)
+        return self._outcome(request, reason)
+
+    def _outcome(self, request: ChangeRequest, reason: Reason | None) -> ChangeOutcome:
+        if request.coupon_id not in self._coupons:
+            return ChangeOutcome(reason, None, None)
+        coupon = self._current(request.coupon_id)
+        return ChangeOutcome(reason, coupon, state_at(coupon, request.time_us))
+
+    def _etag(self, request: ChangeRequest) -> str:
+        return str(Ticket(self._partition, request.offset))
+
+    def _created(self, request: ChangeRequest) -> Coupon:
+        return Coupon(
+            request.coupon_id,
+            self._partition,
+            request.display_name,
+            request.total,
+            request.total,
+            0,
+            request.start_us,
+            request.end_us,
+            Switch.ACTIVE,
+            self._etag(request),
+            request.time_us,
+            request.time_us,
+        )
+
+    def _updated(self, request: ChangeRequest) -> Coupon:
+        coupon = replace(self._current(request.coupon_id), etag=self._etag(request), update_us=request.time_us)
+        if request.action is Action.UPDATE:
+            return _with_update(coupon, request)
+        if request.action is Action.ADJUST_STOCK:
+            delta = request.stock_delta
+            return replace(coupon, total=coupon.total + delta, remaining=coupon.remaining + delta)
+        return replace(coupon, switch=_SWITCH_OF_ACTION[request.action])
+
+
+_SWITCH_OF_ACTION = {Action.PAUSE: Switch.PAUSED, Action.RESUME: Switch.ACTIVE, Action.CLOSE: Switch.CLOSED}
+
+
+def _with_update(coupon: Coupon, request: ChangeRequest) -> Coupon:
+    paths = request.update_paths
+    return replace(
+        coupon,
+        display_name=request.display_name if "display_name" in paths else coupon.display_name,
+        start_us=request.start_us if "start_time" in paths else coupon.start_us,
+        end_us=request.end_us if "end_time" in paths else coupon.end_us,
+    )
+
+
+def _create_fault(request: ChangeRequest) -> Reason | None:
+    fits = 1 <= request.total <= TOTAL_QUANTITY_MAX and _window_fits(request.start_us, request.end_us)
+    return None if fits else Reason.INVALID_FIELD
+
+
+def _change_fault(coupon: Coupon, request: ChangeRequest) -> Reason | None:
+    if coupon.switch is Switch.CLOSED:
+        return Reason.CLOSED
+    if request.etag and request.etag != coupon.etag:
+        return Reason.ETAG_MISMATCH
+    if request.action is Action.UPDATE:
+        after = _with_update(coupon, request)
+        known_paths = bool(request.update_paths) and UPDATE_PATHS.issuperset(request.update_paths)
+        return None if known_paths and _window_fits(after.start_us, after.end_us) else Reason.INVALID_FIELD
+    if request.action is Action.ADJUST_STOCK:
+        if request.stock_delta == 0 or coupon.total + request.stock_delta > TOTAL_QUANTITY_MAX:
+            return Reason.INVALID_FIELD
+        if coupon.remaining + request.stock_delta < 0:
+            return Reason.INSUFFICIENT_STOCK
+    return None
+
+
+def _window_fits(start_us: int | None, end_us: int | None) -> bool:
+    if any(time is not None and not TIME_US_MIN <= time <= TIME_US_MAX for time in (start_us, end_us)):
+        return False
+    return start_us is None or end_us is None or start_us < end_us

@@ -1,0 +1,1 @@
+"""What the services share of the outside world: configuration, Kafka, PostgreSQL, gRPC, telemetry."""
