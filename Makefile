@@ -21,7 +21,7 @@ help: ## this list
 
 .PHONY: proto
 proto: $(VENV)/.ready ## generate the code beside the .proto files again
-	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTOS)
+	@$(BIN)/python -m grpc_tools.protoc -Iprotos -I$$(echo $(VENV)/lib/python3*/site-packages) --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTOS)
 
 .PHONY: requirements
 requirements: ## pin requirements*.in again, with hashes (needs uv)
