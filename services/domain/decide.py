@@ -33,6 +33,7 @@ from services.domain.model import (
     Unprocessable,
     UserId,
     Verdict,
+    printable,
 )
 
 UPDATE_PATHS = frozenset({"display_name", "start_time", "end_time"})
@@ -89,7 +90,8 @@ def decide(state: LineState, records: Sequence[LineRecord]) -> Decision:
         try:
             verdicts.append(line.settle(record))
         except Exception as error:
-            verdicts.append(line.park(record, ParkReason.INTERNAL, f"{type(error).__name__}: {error}"))
+            message = printable(f"{type(error).__name__}: {error}")
+            verdicts.append(line.park(record, ParkReason.INTERNAL, message))
     return Decision(tuple(verdicts), line.changed_coupons())
 
 

@@ -14,6 +14,8 @@ RequestId = NewType("RequestId", str)
 
 ID_LENGTH_MAX = 128
 DISPLAY_NAME_LENGTH_MAX = 256
+MESSAGE_BYTES_MAX = 1024
+"""Of a dead letter's error message."""
 TOTAL_QUANTITY_MAX = 1_000_000_000
 # What protobuf's Timestamp allows: 0001-01-01T00:00:00Z to 9999-12-31T23:59:59.999999Z.
 TIME_US_MIN = -62_135_596_800_000_000
@@ -34,6 +36,12 @@ def is_id(text: str) -> bool:
 def is_request_id(text: str) -> bool:
     """Whether `text` is a UUID in its 36-character form."""
     return _UUID.fullmatch(text) is not None
+
+
+def printable(text: str, bytes_max: int = MESSAGE_BYTES_MAX) -> str:
+    """`text` fit for a log, a header and a table: odd characters replaced, at most `bytes_max` bytes of UTF-8."""
+    clean = "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return clean.encode(errors="replace")[:bytes_max].decode(errors="ignore")
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -1,0 +1,394 @@
+"""Kafka as the services use it: topics and header names, one supervised producer, one reader of one partition.
+
+Everything here speaks in `Record`s and offsets; every error that means "the other side is away" is raised as
+`KafkaAway`, every answer that leaves open whether a record is in the log as `DeliveryUnknown`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import zlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.partitioner import murmur2
+
+from services.runtime.log import get_logger
+
+log = get_logger(__name__)
+
+Header = tuple[str, bytes]
+
+CE_TYPE = "ce_type"
+TRACEPARENT = "traceparent"
+REDRIVE_OF = "redrive-of"
+REDRIVE_ORIGINAL_TIMESTAMP = "redrive-original-timestamp"
+REDRIVE_ATTEMPT = "redrive-attempt"
+DLQ_ORIGINAL_TOPIC = "dlq-original-topic"
+DLQ_ORIGINAL_PARTITION = "dlq-original-partition"
+DLQ_ORIGINAL_OFFSET = "dlq-original-offset"
+DLQ_ORIGINAL_TIMESTAMP = "dlq-original-timestamp"
+DLQ_REASON = "dlq-reason"
+DLQ_ERROR_MESSAGE = "dlq-error-message"
+DLQ_ATTEMPT = "dlq-attempt"
+DLQ_FIRST_FAILED_AT = "dlq-first-failed-at"
+
+LINE_MESSAGE_BYTES_MAX = 1_048_576
+"""Default of the line's max.message.bytes; what is fetched and dead-lettered may be DLQ_ALLOWANCE_BYTES larger."""
+DLQ_ALLOWANCE_BYTES = 65_536
+BATCH_BYTES_MAX = 512 * 1024
+FETCH_BYTES_MAX = 4 * 1024 * 1024
+REQUEST_TIMEOUT_MS = 10_000
+DELIVERY_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+
+
+class KafkaAway(Exception):
+    """Kafka does not answer, or not as it should; the same call may work later."""
+
+
+class DeliveryUnknown(KafkaAway):
+    """A send failed or timed out: the records may be in the log, now or later, or not."""
+
+
+class OutOfLog(Exception):
+    """The position asked for is not in the log: it begins later or ends earlier."""
+
+
+class WrongTopics(Exception):
+    """A topic is missing or has settings under which the promises do not hold; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The three topics' names; a prefix sets several systems on one cluster apart."""
+
+    prefix: str = ""
+
+    @property
+    def line(self) -> str:
+        return f"{self.prefix}coupon.issue-requests.v1"
+
+    @property
+    def dlq(self) -> str:
+        return f"{self.prefix}coupon.issue-requests.v1.dlq"
+
+    @property
+    def outcomes(self) -> str:
+        return f"{self.prefix}coupon.issue-outcomes.v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record read from a partition. `timestamp_ms` is the broker's LogAppendTime on the line."""
+
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+
+    def checksum(self) -> int:
+        """CRC-32 over key, value and headers, lengths included."""
+        crc = 0
+        parts: list[bytes | None] = [self.key, self.value]
+        for name, value in self.headers:
+            parts += (name.encode(), value)
+        for part in parts:
+            length = -1 if part is None else len(part)
+            crc = zlib.crc32(part or b"", zlib.crc32(length.to_bytes(8, "big", signed=True), crc))
+        return crc
+
+    def size(self) -> int:
+        """Bytes of key, value and headers."""
+        size = len(self.key or b"") + len(self.value or b"")
+        return size + sum(len(name) + len(value or b"") for name, value in self.headers)
+
+    def header(self, name: str) -> bytes | None:
+        """The first header of that name."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A record to be appended."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Where the broker put a message, and when (LogAppendTime; -1 on a topic with CreateTime)."""
+
+    offset: int
+    timestamp_ms: int
+
+
+def home_partition(key: bytes, partition_count: int) -> int:
+    """The partition that Kafka's default partitioner gives a key."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partition_count)
+
+
+class RecordProducer:
+    """An idempotent `acks=all` producer that replaces itself by a new one after an error that could wedge it.
+
+    aiokafka's idempotent producer answers OutOfOrderSequenceNumber for ever after one rejected or expired batch
+    (its issue 1017), and may hang with brokers down (1101): so each append is bounded, and after any failure the next
+    append starts with a new producer id.
+    """
+
+    def __init__(self, bootstrap: str, client_id: str, *, delivery_timeout_s: float = DELIVERY_TIMEOUT_S) -> None:
+        self._bootstrap = bootstrap
+        self._client_id = client_id
+        self._delivery_timeout_s = delivery_timeout_s
+        self._producer: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self.recycled_count = 0
+
+    async def start(self) -> None:
+        """Connect. Raises KafkaAway."""
+        await self._current()
+
+    async def append(self, topic: str, partition: int, messages: Sequence[Message]) -> list[Appended]:
+        """Append messages to one partition in their order; returns once the broker has acknowledged all of them.
+
+        Raises KafkaAway if nothing was sent, DeliveryUnknown if some of it may be in the log. Callers keep to one
+        append a partition at a time where the order between appends matters.
+        """
+        producer = await self._current()
+        try:
+            return await asyncio.wait_for(
+                self._append(producer, topic, partition, messages), timeout=self._delivery_timeout_s
+            )
+        except (KafkaError, TimeoutError) as error:
+            self._retire(producer)
+            raise DeliveryUnknown(f"{topic}/{partition}: {type(error).__name__}: {error}") from error
+
+    async def stop(self) -> None:
+        """Flush what is under way and close, within STOP_TIMEOUT_S."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _stop_producer(producer)
+        if self._retiring:
+            await asyncio.wait(self._retiring, timeout=STOP_TIMEOUT_S)
+
+    async def _append(self, producer: Any, topic: str, partition: int, messages: Sequence[Message]) -> list[Appended]:
+        sent: list[tuple[int, asyncio.Future[Any]]] = []
+        batch = producer.create_batch()
+        count = 0
+        for message in messages:
+            while batch.append(key=message.key, value=message.value, timestamp=None, headers=message.headers) is None:
+                sent.append((count, await producer.send_batch(batch, topic, partition=partition)))
+                batch, count = producer.create_batch(), 0
+            count += 1
+        if count:
+            sent.append((count, await producer.send_batch(batch, topic, partition=partition)))
+        appended: list[Appended] = []
+        for count, future in sent:
+            metadata = await future
+            if metadata.offset < 0:
+                # DuplicateSequenceNumber: aiokafka reports success without knowing where.
+                raise KafkaError("the broker has the batch already but does not say where")
+            appended += [Appended(metadata.offset + i, metadata.timestamp) for i in range(count)]
+        return appended
+
+    async def _current(self) -> Any:
+        async with self._starting:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    bootstrap_servers=self._bootstrap,
+                    client_id=self._client_id,
+                    acks="all",
+                    enable_idempotence=True,
+                    max_batch_size=BATCH_BYTES_MAX,
+                    max_request_size=LINE_MESSAGE_BYTES_MAX + DLQ_ALLOWANCE_BYTES,
+                    request_timeout_ms=REQUEST_TIMEOUT_MS,
+                    linger_ms=0,
+                )
+                try:
+                    await asyncio.wait_for(producer.start(), timeout=self._delivery_timeout_s)
+                except (KafkaError, TimeoutError, OSError) as error:
+                    await _stop_producer(producer)
+                    raise KafkaAway(f"no producer: {type(error).__name__}: {error}") from error
+                self._producer = producer
+            return self._producer
+
+    def _retire(self, producer: Any) -> None:
+        if self._producer is not producer:
+            return
+        self._producer = None
+        self.recycled_count += 1
+        log.warning("producer_recycled", client_id=self._client_id, count=self.recycled_count)
+        task = asyncio.create_task(_stop_producer(producer))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+
+async def _stop_producer(producer: Any) -> None:
+    try:
+        await asyncio.wait_for(producer.stop(), timeout=STOP_TIMEOUT_S)
+    except (KafkaError, TimeoutError, OSError):
+        # stop() waits for batches that may never go out: end its sender, or it would retry them for ever.
+        with contextlib.suppress(KafkaError, TimeoutError, OSError):
+            await asyncio.wait_for(producer._sender.close(), timeout=STOP_TIMEOUT_S)
+        with contextlib.suppress(KafkaError, TimeoutError, OSError):
+            await asyncio.wait_for(producer.client.close(), timeout=STOP_TIMEOUT_S)
+
+
+class PartitionReader:
+    """Reads one partition from where it is told to, outside any consumer group.
+
+    One reader a partition: a partition that waits in place then holds up no other (aiokafka fetches all partitions of
+    a consumer together and waits for the slowest). Use it from one task.
+    """
+
+    def __init__(self, bootstrap: str, client_id: str, topic: str, partition: int) -> None:
+        self._tp = TopicPartition(topic, partition)
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap,
+            client_id=client_id,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            max_partition_fetch_bytes=FETCH_BYTES_MAX,
+            fetch_max_bytes=FETCH_BYTES_MAX + DLQ_ALLOWANCE_BYTES,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+        )
+        self._started = False
+
+    async def bounds(self) -> tuple[int, int]:
+        """First offset of the log and the one after its last. Raises KafkaAway."""
+        with _away("bounds"):
+            await self._start()
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                begin = await self._consumer.beginning_offsets([self._tp])
+                end = await self._consumer.end_offsets([self._tp])
+        return begin[self._tp], end[self._tp]
+
+    async def seek(self, offset: int) -> None:
+        """Read from `offset` on. Raises KafkaAway."""
+        with _away("seek"):
+            await self._start()
+            self._consumer.seek(self._tp, offset)
+
+    async def poll(self, *, max_records: int, timeout_ms: int) -> list[Record]:
+        """The next records, or none within the time. Raises OutOfLog, KafkaAway."""
+        with _away("poll"):
+            try:
+                polled = await self._consumer.getmany(self._tp, timeout_ms=timeout_ms, max_records=max_records)
+            except OffsetOutOfRangeError as error:
+                raise OutOfLog(str(error)) from error
+        return [Record(r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in polled.get(self._tp, ())]
+
+    async def read(self, start: int, end: int) -> AsyncIterator[list[Record]]:
+        """The records with start <= offset < end, in lists; ends when the log has no more of them.
+
+        Raises OutOfLog, KafkaAway.
+        """
+        _, log_end = await self.bounds()
+        end = min(end, log_end)
+        if start >= end:
+            return
+        await self.seek(start)
+        while start < end:
+            records = await self.poll(max_records=4_000, timeout_ms=REQUEST_TIMEOUT_MS)
+            if not records:
+                if await self._consumer.position(self._tp) >= end:
+                    return  # what is left are offsets without records
+                raise KafkaAway(
+                    f"{self._tp.topic}/{self._tp.partition}: nothing read at {start} though it ends at {end}"
+                )
+            start = records[-1].offset + 1
+            yield [record for record in records if record.offset < end]
+
+    async def read_one(self, offset: int) -> Record | None:
+        """The record at exactly that offset, if the log has it. Raises KafkaAway."""
+        try:
+            async for records in self.read(offset, offset + 1):
+                return records[0] if records[0].offset == offset else None
+        except OutOfLog:
+            return None
+        return None
+
+    async def stop(self) -> None:
+        if self._started:
+            with contextlib.suppress(KafkaError, TimeoutError, OSError):
+                await asyncio.wait_for(self._consumer.stop(), timeout=STOP_TIMEOUT_S)
+
+    async def _start(self) -> None:
+        if not self._started:
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                await self._consumer.start()
+            self._consumer.assign([self._tp])
+            self._started = True
+
+
+@contextlib.contextmanager
+def _away(doing: str) -> Any:
+    try:
+        yield
+    except (KafkaError, TimeoutError, OSError) as error:
+        raise KafkaAway(f"{doing}: {type(error).__name__}: {error}") from error
+
+
+_LINE = {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1", "cleanup.policy": "delete"}
+_DLQ = {"retention.ms": "-1", "cleanup.policy": "delete"}
+
+
+async def check_topics(bootstrap: str, topics: Topics) -> int:
+    """The partition count of the three topics. Raises WrongTopics with a sentence a fault, KafkaAway."""
+    with _away("check topics"):
+        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=REQUEST_TIMEOUT_MS)
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                await admin.start()
+                names = [topics.line, topics.dlq, topics.outcomes]
+                present = set(await admin.list_topics())
+                missing = [name for name in names if name not in present]
+                if missing:
+                    raise WrongTopics(f"missing topics {', '.join(missing)}: run the migration command")
+                counts = {d["topic"]: len(d["partitions"]) for d in await admin.describe_topics(names)}
+                configs = await _topic_configs(admin, names)
+        finally:
+            await admin.close()
+    faults = [
+        f"topic {name} has {key}={configs[name].get(key)}: set it to {value}"
+        for name, wanted in ((topics.line, _LINE), (topics.dlq, _DLQ))
+        for key, value in wanted.items()
+        if configs[name].get(key) != value
+    ]
+    line_bytes = int(configs[topics.line]["max.message.bytes"])
+    dlq_bytes = int(configs[topics.dlq]["max.message.bytes"])
+    if dlq_bytes < line_bytes + DLQ_ALLOWANCE_BYTES:
+        wanted_bytes = line_bytes + DLQ_ALLOWANCE_BYTES
+        faults.append(f"topic {topics.dlq} has max.message.bytes={dlq_bytes}: set it to {wanted_bytes} or more")
+    if line_bytes > LINE_MESSAGE_BYTES_MAX:
+        faults.append(
+            f"topic {topics.line} has max.message.bytes={line_bytes}: set it to {LINE_MESSAGE_BYTES_MAX} or less"
+        )
+    if len(set(counts.values())) != 1:
+        faults.append(f"the topics' partition counts differ ({counts}): they must be the same")
+    if faults:
+        raise WrongTopics("; ".join(faults))
+    return counts[topics.line]
+
+
+async def _topic_configs(admin: Any, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    responses = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names])
+    return {
+        resource[3]: {entry[0]: entry[1] for entry in resource[4]}
+        for response in responses
+        for resource in response.resources
+    }

@@ -1,0 +1,141 @@
+"""PostgreSQL as the services use it: one engine, asyncpg connections through it, and what an error means."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import asyncpg
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from services.runtime import schema
+
+COMMAND_TIMEOUT_S = 15.0
+CONNECT_TIMEOUT_S = 5.0
+_SERVER_SETTINGS = {
+    "lock_timeout": "5000",
+    "statement_timeout": "15000",
+    # Frees the row lock of a ledger that is frozen inside its transaction.
+    "idle_in_transaction_session_timeout": "3000",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    # Plans of the hot statements must not flip while a table grows from nothing.
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+}
+
+Connection = asyncpg.Connection
+"""An asyncpg connection; the type under which the services know it."""
+
+
+class DatabaseAway(Exception):
+    """PostgreSQL does not answer, or asks to try again. After a COMMIT it leaves open whether that took effect."""
+
+
+class DatabaseRefused(Exception):
+    """PostgreSQL can't store what it was given (SQLSTATE 22xxx): one of the values will never fit."""
+
+
+class BooksWrong(Exception):
+    """An integrity rule of the tables was broken (SQLSTATE 23xxx, or a count that does not agree)."""
+
+
+class WrongRevision(Exception):
+    """The tables are not those of this release; the message says what to run."""
+
+
+def create_engine(dsn: str, application_name: str, *, pool_size: int) -> AsyncEngine:
+    """An engine for `postgresql://user[:password]@host:port/database`; connects on first use."""
+    url = sa.make_url(dsn).set(drivername="postgresql+asyncpg")
+    return create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=CONNECT_TIMEOUT_S,
+        pool_recycle=1800,
+        connect_args={
+            "timeout": CONNECT_TIMEOUT_S,
+            "command_timeout": COMMAND_TIMEOUT_S,
+            "server_settings": {"application_name": application_name, **_SERVER_SETTINGS},
+        },
+    )
+
+
+@contextlib.asynccontextmanager
+async def connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
+    """An asyncpg connection from the engine's pool; any error inside ends it, for its state is in doubt then.
+
+    Raises DatabaseAway, DatabaseRefused, BooksWrong.
+    """
+    with translated():
+        async with engine.connect() as held:
+            driver = (await held.get_raw_connection()).driver_connection
+            try:
+                yield driver
+            except BaseException:
+                await _terminate(held, driver)
+                raise
+
+
+async def _terminate(held: Any, driver: Any) -> None:
+    driver.terminate()
+    with contextlib.suppress(Exception):
+        await held.invalidate()
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Raise what drivers raise as the errors above, by SQLSTATE; anything unknown passes unchanged."""
+    try:
+        yield
+    except (
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+        DBAPIError,
+        InterfaceError,
+        sa.exc.TimeoutError,
+        OSError,
+        TimeoutError,
+    ) as error:
+        raise _translate(error) from error
+
+
+def _translate(error: Exception) -> Exception:
+    sqlstate = _sqlstate(error)
+    text = f"{type(error).__name__}: {error}"
+    if sqlstate is None:
+        return DatabaseAway(text)
+    if sqlstate.startswith("22"):
+        return DatabaseRefused(text)
+    if sqlstate.startswith("23"):
+        return BooksWrong(text)
+    if sqlstate[:2] in ("08", "40", "53", "55", "57", "25"):
+        return DatabaseAway(text)
+    return error
+
+
+def _sqlstate(error: BaseException | None) -> str | None:
+    while error is not None:
+        sqlstate = getattr(error, "sqlstate", None)
+        if isinstance(sqlstate, str):
+            return sqlstate
+        error = getattr(error, "orig", None) or error.__cause__
+    return None
+
+
+async def check_revision(engine: AsyncEngine) -> None:
+    """Raises WrongRevision unless the migrations have run as far as this release needs, DatabaseAway."""
+    with translated():
+        async with engine.connect() as held:
+            known = await held.scalar(sa.text("SELECT to_regclass('alembic_version') IS NOT NULL"))
+            found = await held.scalar(sa.text("SELECT max(version_num) FROM alembic_version")) if known else None
+    if found is None or found < schema.REVISION:
+        raise WrongRevision(
+            f"the database is at revision {found or 'none'}, this release needs {schema.REVISION}: "
+            "run the migration command (python -m migrations)"
+        )

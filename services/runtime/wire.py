@@ -1,0 +1,512 @@
+"""Records of the topics to values of the domain, and back. Nothing else knows the protobuf events and the headers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+
+from coupon.v1 import coupon_pb2, events_pb2
+from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.domain.model import (
+    Action,
+    Changed,
+    ChangeOutcome,
+    ChangeRequest,
+    Coupon,
+    CouponId,
+    CouponState,
+    Issued,
+    IssueRequest,
+    LineRecord,
+    Parked,
+    ParkReason,
+    Reason,
+    Redrive,
+    Rejected,
+    RequestId,
+    Switch,
+    Ticket,
+    Unprocessable,
+    UserId,
+    Verdict,
+    is_id,
+    is_request_id,
+    printable,
+)
+from services.runtime import kafka
+from services.runtime.kafka import Message, Record
+
+RECORD_BYTES_MAX = 65_536
+"""Key, value and headers of a record of the line; larger ones are parked as TOO_LARGE."""
+ISSUE_REQUESTED = "coupon.v1.CouponIssueRequestedEvent"
+CHANGE_REQUESTED = "coupon.v1.CouponChangeRequestedEvent"
+ISSUED = "coupon.v1.CouponIssuedEvent"
+REJECTED = "coupon.v1.CouponRejectedEvent"
+CHANGED = "coupon.v1.CouponChangedEvent"
+CONTENT_TYPE = b"application/protobuf"
+ISSUER_SOURCE = b"/firstcome/issuer"
+LEDGER_SOURCE = b"/firstcome/ledger"
+SPEC_VERSION = b"1.0"
+
+_ACTIONS = {events_pb2.CouponChangeRequestedEvent.Action.Value(action.value): action for action in Action}
+_TIMESTAMP_DIGITS_MAX = 15
+
+
+# Times
+
+
+def to_timestamp(time_us: int) -> Timestamp:
+    """Microseconds since the epoch as protobuf's Timestamp."""
+    seconds, micros = divmod(time_us, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=micros * 1_000)
+
+
+def from_timestamp(timestamp: Timestamp) -> int:
+    """Protobuf's Timestamp as microseconds since the epoch; what is below a microsecond is cut off."""
+    return timestamp.seconds * 1_000_000 + timestamp.nanos // 1_000
+
+
+@lru_cache(maxsize=4096)
+def rfc3339(time_us: int) -> bytes:
+    """The time as CloudEvents' `ce_time`; a batch of the log shares one time, hence the cache."""
+    return datetime.fromtimestamp(time_us / 1_000_000, UTC).isoformat(timespec="milliseconds").encode()
+
+
+# Coupons
+
+
+def coupon_message(coupon: Coupon, state: CouponState) -> coupon_pb2.Coupon:
+    """The coupon as the contract shows it, in the state judged by the caller."""
+    message = coupon_pb2.Coupon(
+        name=f"coupons/{coupon.coupon_id}",
+        display_name=coupon.display_name,
+        total_quantity=coupon.total,
+        issued_count=coupon.issued,
+        remaining_count=coupon.remaining,
+        state=state.value,
+        etag=coupon.etag,
+        create_time=to_timestamp(coupon.create_us),
+        update_time=to_timestamp(coupon.update_us),
+    )
+    if coupon.start_us is not None:
+        message.start_time.CopyFrom(to_timestamp(coupon.start_us))
+    if coupon.end_us is not None:
+        message.end_time.CopyFrom(to_timestamp(coupon.end_us))
+    return message
+
+
+# Writing to the line
+
+
+def request_headers(
+    ce_type: str, ce_id: str, ce_time: bytes, traceparent: bytes | None
+) -> list[tuple[str, bytes | None]]:
+    """CloudEvents' headers of a record that the issuer puts on the line."""
+    return _headers(ce_type.encode(), ce_id.encode(), ISSUER_SOURCE, ce_time, traceparent)
+
+
+def _headers(
+    ce_type: bytes, ce_id: bytes, source: bytes, ce_time: bytes, traceparent: bytes | None
+) -> list[tuple[str, bytes | None]]:
+    headers: list[tuple[str, bytes | None]] = [
+        ("ce_specversion", SPEC_VERSION),
+        ("ce_type", ce_type),
+        ("ce_source", source),
+        ("ce_id", ce_id),
+        ("ce_time", ce_time),
+        ("content-type", CONTENT_TYPE),
+    ]
+    if traceparent:
+        headers.append((kafka.TRACEPARENT, traceparent))
+    return headers
+
+
+# Reading the line
+
+
+def decode(record: Record, partition: int) -> LineRecord:
+    """The record as a value of the domain; one that can't be decoded or is impossible is `Unprocessable`."""
+    try:
+        return _decode(record)
+    except Exception as error:  # an unexpected one on one record: park it, the retryable way
+        return _unprocessable(record, ParkReason.INTERNAL, printable(f"{type(error).__name__}: {error}"))
+
+
+def _decode(record: Record) -> LineRecord:
+    if record.size() > RECORD_BYTES_MAX:
+        return _unprocessable(
+            record, ParkReason.TOO_LARGE, f"{record.size()} bytes where {RECORD_BYTES_MAX} are allowed"
+        )
+    if not record.value:
+        return _unprocessable(record, ParkReason.EMPTY, "the record has no value")
+    ce_type = record.header(kafka.CE_TYPE)
+    if ce_type == b"coupon.v1.CouponIssueRequestedEvent":
+        return _decode_issue(record, record.value)
+    if ce_type == b"coupon.v1.CouponChangeRequestedEvent":
+        return _decode_change(record, record.value)
+    return _unprocessable(record, ParkReason.WRONG_TYPE, f"header {kafka.CE_TYPE} names no message of the line")
+
+
+def _decode_issue(record: Record, value: bytes) -> LineRecord:
+    try:
+        event = events_pb2.CouponIssueRequestedEvent.FromString(value)
+        redrive = _redrive(record)
+    except (DecodeError, ValueError):
+        return _undecodable(record)
+    coupon_id, user_id, request_id = event.coupon_id, event.user_id, event.request_id
+    if not (is_id(coupon_id) and is_id(user_id) and is_request_id(request_id)):
+        return _bad_ids(record, redrive, coupon_id=coupon_id, user_id=user_id, request_id=request_id)
+    if record.key != coupon_id.encode():
+        return _key_mismatch(record, coupon_id, user_id, request_id, redrive)
+    return IssueRequest(
+        record.offset,
+        record.timestamp_ms * 1000,
+        CouponId(coupon_id),
+        UserId(user_id),
+        RequestId(request_id),
+        redrive,
+    )
+
+
+def _decode_change(record: Record, value: bytes) -> LineRecord:
+    try:
+        event = events_pb2.CouponChangeRequestedEvent.FromString(value)
+        redrive = _redrive(record)
+    except (DecodeError, ValueError):
+        return _undecodable(record)
+    action = _ACTIONS.get(event.action)
+    if action is None:
+        return _undecodable(record)
+    coupon_id, request_id = event.coupon_id, event.request_id
+    if not (is_id(coupon_id) and is_request_id(request_id)):
+        return _bad_ids(record, redrive, coupon_id=coupon_id, request_id=request_id)
+    if record.key != coupon_id.encode():
+        return _key_mismatch(record, coupon_id, None, request_id, redrive)
+    return ChangeRequest(
+        offset=record.offset,
+        time_us=record.timestamp_ms * 1000,
+        coupon_id=CouponId(coupon_id),
+        request_id=RequestId(request_id),
+        action=action,
+        display_name=event.coupon.display_name,
+        total=event.coupon.total_quantity,
+        start_us=from_timestamp(event.coupon.start_time) if event.coupon.HasField("start_time") else None,
+        end_us=from_timestamp(event.coupon.end_time) if event.coupon.HasField("end_time") else None,
+        update_paths=tuple(event.update_paths),
+        stock_delta=event.stock_delta,
+        etag=event.etag,
+        caller=event.caller,
+        payload_hash=change_payload_hash(event),
+        redrive=redrive,
+    )
+
+
+def change_payload_hash(event: events_pb2.CouponChangeRequestedEvent) -> bytes:
+    """SHA-256 of what a change asks for; who asks is no part of it."""
+    payload = events_pb2.CouponChangeRequestedEvent()
+    payload.CopyFrom(event)
+    payload.ClearField("caller")
+    return hashlib.sha256(payload.SerializeToString(deterministic=True)).digest()
+
+
+def _redrive(record: Record) -> Redrive | None:
+    original, timestamp = record.header(kafka.REDRIVE_OF), record.header(kafka.REDRIVE_ORIGINAL_TIMESTAMP)
+    if original is None and timestamp is None:
+        return None
+    ticket = Ticket.parse((original or b"").decode())
+    digits = (timestamp or b"").decode()
+    if ticket is None or not digits.isdecimal() or len(digits) > _TIMESTAMP_DIGITS_MAX:
+        raise ValueError("redrive headers")
+    return Redrive(ticket, int(digits) * 1000)
+
+
+def _unprocessable(record: Record, reason: ParkReason, message: str) -> Unprocessable:
+    try:
+        redrive = _redrive(record)
+    except ValueError:
+        redrive = None
+    return Unprocessable(record.offset, record.timestamp_ms * 1000, reason, message, redrive=redrive)
+
+
+def _undecodable(record: Record) -> Unprocessable:
+    return _unprocessable(record, ParkReason.UNDECODABLE, "value, action or redrive headers do not parse")
+
+
+def _bad_ids(record: Record, redrive: Redrive | None, **ids: str) -> Unprocessable:
+    missing = [name for name, text in ids.items() if not text]
+    rules = {name: is_request_id if name == "request_id" else is_id for name in ids}
+    kept = {name: text if rules[name](text) else None for name, text in ids.items()}
+    if missing:
+        reason, message = ParkReason.MISSING_FIELD, f"empty: {', '.join(missing)}"
+    else:
+        reason = ParkReason.BAD_ID
+        message = f"against the id rule: {', '.join(name for name, text in kept.items() if text is None)}"
+    return _with_ids(record, reason, message, kept["coupon_id"], kept.get("user_id"), kept["request_id"], redrive)
+
+
+def _key_mismatch(
+    record: Record, coupon_id: str, user_id: str | None, request_id: str, redrive: Redrive | None
+) -> Unprocessable:
+    message = "the record's key is not its coupon_id"
+    return _with_ids(record, ParkReason.KEY_MISMATCH, message, coupon_id, user_id, request_id, redrive)
+
+
+def _with_ids(
+    record: Record,
+    reason: ParkReason,
+    message: str,
+    coupon_id: str | None,
+    user_id: str | None,
+    request_id: str | None,
+    redrive: Redrive | None,
+) -> Unprocessable:
+    return Unprocessable(
+        record.offset,
+        record.timestamp_ms * 1000,
+        reason,
+        message,
+        None if coupon_id is None else CouponId(coupon_id),
+        None if user_id is None else UserId(user_id),
+        None if request_id is None else RequestId(request_id),
+        redrive,
+    )
+
+
+# Outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is published of one verdict, apart from what the log record itself adds (id, trace)."""
+
+    offset: int
+    time_us: int
+    key: bytes | None
+    ce_type: str
+    value: bytes
+
+
+def outcome(partition: int, verdict: Verdict) -> Outcome:
+    """The outcome event of a verdict."""
+    ticket = f"{partition}-{verdict.offset}"
+    if isinstance(verdict, Issued):
+        ce_type = ISSUED
+        value = events_pb2.CouponIssuedEvent(
+            coupon_id=verdict.coupon_id,
+            user_id=verdict.user_id,
+            request_id=verdict.request_id,
+            ticket=ticket,
+            sequence=verdict.sequence,
+            redrive_of=_text(verdict.redrive_of),
+        ).SerializeToString()
+    elif isinstance(verdict, Rejected):
+        ce_type = REJECTED
+        value = events_pb2.CouponRejectedEvent(
+            coupon_id=verdict.coupon_id,
+            user_id=verdict.user_id,
+            request_id=verdict.request_id,
+            ticket=ticket,
+            reason=verdict.reason,
+            issued_ticket=str(verdict.grant.ticket) if verdict.grant else "",
+            issued_sequence=verdict.grant.sequence if verdict.grant else 0,
+            redrive_of=_text(verdict.redrive_of),
+        ).SerializeToString()
+    elif isinstance(verdict, Parked):
+        ce_type = REJECTED
+        value = events_pb2.CouponRejectedEvent(
+            coupon_id=verdict.coupon_id or "",
+            user_id=verdict.user_id or "",
+            request_id=verdict.request_id or "",
+            ticket=ticket,
+            reason=Reason.PARKED,
+            redrive_of=_text(verdict.redrive_of),
+        ).SerializeToString()
+    else:
+        ce_type, value = CHANGED, change_outcome(partition, verdict)
+    key = verdict.coupon_id.encode() if verdict.coupon_id is not None else None
+    return Outcome(verdict.offset, verdict.time_us, key, ce_type, value)
+
+
+def change_outcome(partition: int, changed: Changed) -> bytes:
+    """The CouponChangedEvent of a change, as it is stored and published."""
+    told = changed.outcome
+    return events_pb2.CouponChangedEvent(
+        coupon_id=changed.coupon_id,
+        request_id=changed.request_id,
+        ticket=f"{partition}-{changed.offset}",
+        reason=told.reason or "",
+        coupon=coupon_message(told.coupon, told.state) if told.coupon and told.state else None,
+    ).SerializeToString()
+
+
+def parse_change_outcome(value: bytes) -> tuple[events_pb2.CouponChangedEvent, ChangeOutcome]:
+    """A stored or published CouponChangedEvent, and the domain's view of it."""
+    event = events_pb2.CouponChangedEvent.FromString(value)
+    reason = Reason(event.reason) if event.reason else None
+    if not event.HasField("coupon"):
+        return event, ChangeOutcome(reason, None, None)
+    message = event.coupon
+    state = CouponState(coupon_pb2.Coupon.State.Name(message.state))
+    etag = Ticket.parse(message.etag)
+    coupon = Coupon(
+        coupon_id=CouponId(event.coupon_id),
+        partition=etag.partition if etag else -1,
+        display_name=message.display_name,
+        total=message.total_quantity,
+        remaining=message.remaining_count,
+        issued=message.issued_count,
+        start_us=from_timestamp(message.start_time) if message.HasField("start_time") else None,
+        end_us=from_timestamp(message.end_time) if message.HasField("end_time") else None,
+        # A window that is not open hides the switch; whoever reads this as PAUSED or not asks the line in doubt.
+        switch=Switch(state) if state in (CouponState.CLOSED, CouponState.PAUSED) else Switch.ACTIVE,
+        etag=message.etag,
+        create_us=from_timestamp(message.create_time),
+        update_us=from_timestamp(message.update_time),
+    )
+    return event, ChangeOutcome(reason, coupon, state)
+
+
+def outcome_message(line_topic: str, partition: int, told: Outcome, traceparent: bytes | None) -> Message:
+    """The record of the outcomes topic; `ce_id` is that of the record that decided."""
+    headers = _headers(
+        told.ce_type.encode(),
+        f"{line_topic}/{partition}/{told.offset}".encode(),
+        LEDGER_SOURCE,
+        rfc3339(told.time_us),
+        traceparent,
+    )
+    return Message(told.key, told.value, headers)
+
+
+# Dead letters
+
+
+def dead_letter_message(line_topic: str, partition: int, record: Record, reason: ParkReason, message: str) -> Message:
+    """The record of the DLQ topic: key, value and headers as they are on the line, and why beside them."""
+    redriven = record.header(kafka.REDRIVE_OF) is not None
+    first_failed_ms = (record.header(kafka.REDRIVE_ORIGINAL_TIMESTAMP) if redriven else None) or b""
+    added = {
+        kafka.DLQ_ORIGINAL_TOPIC: line_topic,
+        kafka.DLQ_ORIGINAL_PARTITION: str(partition),
+        kafka.DLQ_ORIGINAL_OFFSET: str(record.offset),
+        kafka.DLQ_ORIGINAL_TIMESTAMP: str(record.timestamp_ms),
+        kafka.DLQ_REASON: reason.value,
+        kafka.DLQ_ERROR_MESSAGE: message,
+        kafka.DLQ_ATTEMPT: str(_redrive_attempt(record) + 1),
+        kafka.DLQ_FIRST_FAILED_AT: first_failed_ms.decode(errors="ignore") or str(record.timestamp_ms),
+    }
+    return Message(
+        record.key, record.value, [*record.headers, *((name, text.encode()) for name, text in added.items())]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterRecord:
+    """A record of the DLQ topic taken apart. `headers` are those of the line."""
+
+    failed: Ticket
+    failed_timestamp_ms: int
+    line_topic: str
+    reason: ParkReason
+    message: str
+    redrive_of: Ticket | None
+    redrive_original_timestamp_ms: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+
+    @property
+    def original(self) -> Ticket:
+        """The ticket under which it is filed: a redrive's failure belongs to the record that failed first."""
+        return self.redrive_of or self.failed
+
+    @property
+    def record_timestamp_ms(self) -> int:
+        """When the original record came into the line, and so when it first failed."""
+        if self.redrive_original_timestamp_ms is not None:
+            return self.redrive_original_timestamp_ms
+        return self.failed_timestamp_ms
+
+
+_DLQ_HEADERS = frozenset(
+    {
+        kafka.DLQ_ORIGINAL_TOPIC,
+        kafka.DLQ_ORIGINAL_PARTITION,
+        kafka.DLQ_ORIGINAL_OFFSET,
+        kafka.DLQ_ORIGINAL_TIMESTAMP,
+        kafka.DLQ_REASON,
+        kafka.DLQ_ERROR_MESSAGE,
+        kafka.DLQ_ATTEMPT,
+        kafka.DLQ_FIRST_FAILED_AT,
+    }
+)
+
+
+def parse_dead_letter(record: Record) -> DeadLetterRecord | None:
+    """The DLQ record taken apart, or None where it is none that the ledger writes."""
+    # The last of a name counts: the ledger's stand behind whatever the line's record brought.
+    added = {name: (value or b"").decode(errors="replace") for name, value in record.headers if name in _DLQ_HEADERS}
+    try:
+        failed = Ticket.parse(f"{added[kafka.DLQ_ORIGINAL_PARTITION]}-{added[kafka.DLQ_ORIGINAL_OFFSET]}")
+        timestamp_ms = int(added[kafka.DLQ_ORIGINAL_TIMESTAMP])
+        reason = ParkReason(added[kafka.DLQ_REASON])
+        line_topic, message = added[kafka.DLQ_ORIGINAL_TOPIC], added[kafka.DLQ_ERROR_MESSAGE]
+    except (KeyError, ValueError):
+        return None
+    if failed is None:
+        return None
+    try:
+        redrive = _redrive(record)
+    except ValueError:
+        redrive = None
+    return DeadLetterRecord(
+        failed=failed,
+        failed_timestamp_ms=timestamp_ms,
+        line_topic=line_topic,
+        reason=reason,
+        message=message,
+        redrive_of=redrive.original if redrive else None,
+        redrive_original_timestamp_ms=redrive.original_time_us // 1000 if redrive else None,
+        key=record.key,
+        value=record.value,
+        headers=record.headers[: len(record.headers) - len(_DLQ_HEADERS)],
+    )
+
+
+def redrive_message(
+    original: Ticket,
+    original_timestamp_ms: int,
+    attempt: int,
+    key: bytes | None,
+    value: bytes | None,
+    headers: Sequence[tuple[str, bytes | None]],
+) -> Message:
+    """A dead letter as a new record of the line: the same bytes, and whose redrive it is."""
+    kept = [header for header in headers if header[0] not in _REDRIVE_HEADERS]
+    return Message(
+        key,
+        value,
+        [
+            *kept,
+            (kafka.REDRIVE_OF, str(original).encode()),
+            (kafka.REDRIVE_ORIGINAL_TIMESTAMP, str(original_timestamp_ms).encode()),
+            (kafka.REDRIVE_ATTEMPT, str(attempt).encode()),
+        ],
+    )
+
+
+_REDRIVE_HEADERS = frozenset({kafka.REDRIVE_OF, kafka.REDRIVE_ORIGINAL_TIMESTAMP, kafka.REDRIVE_ATTEMPT})
+
+
+def _redrive_attempt(record: Record) -> int:
+    digits = (record.header(kafka.REDRIVE_ATTEMPT) or b"").decode(errors="ignore")
+    return int(digits) if digits.isdecimal() and len(digits) < 9 else 0
+
+
+def _text(ticket: Ticket | None) -> str:
+    return "" if ticket is None else str(ticket)
