@@ -9,6 +9,6 @@ T = TypeVar("T")
 
 
 def run(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Runs `function()` to its end in an event loop of its own, in a thread of its own; returns or raises what it does."""
+    """Runs `function()` to its end in a new event loop in a new thread; returns or raises what it does."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(lambda: asyncio.run(function())).result()

@@ -1,4 +1,4 @@
-"""What Kafka and PostgreSQL have in common: a child process with a port, data and a log, that can be ended and begun again."""
+"""What Kafka and PostgreSQL have in common: a child process with port, data and log to be ended and begun again."""
 
 import signal
 import threading
@@ -48,7 +48,7 @@ class Engine(ABC):
         return self._started().returncode
 
     def start(self) -> None:
-        """Starts the process and returns at once: `wait_ready()` waits. Raises StackError if it runs or its port is taken."""
+        """Starts the process and returns at once. Raises StackError if it runs or its port is taken."""
         if self.running:
             raise StackError(f"{self.name} is running already (pid {self.pid}).")
         ports.require_free(self.port, self.name)
@@ -65,7 +65,7 @@ class Engine(ABC):
             raise StackError(f"{self.name} (pid {child.pid}) does not end.")
 
     def stop(self) -> None:
-        """Ends it in an orderly way, and by SIGKILL if that takes longer than `stop_timeout_s`. Does nothing if it is down."""
+        """Ends it in an orderly way, or by SIGKILL after `stop_timeout_s`. Does nothing if it is down."""
         if self._child is not None:
             self._child.stop(self.stop_signal, self.stop_timeout_s)
 

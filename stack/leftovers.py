@@ -60,7 +60,7 @@ def delete_folder(folder: Path) -> None:
 def sweep() -> list[str]:
     """Ends the processes and deletes the folders of owners that are gone; returns a line for each thing done.
 
-    Nothing is touched unless its owner wrote it down, the owner has ended, and (for processes) pid and start time agree.
+    Nothing is touched unless its owner wrote it down and has ended, and, for processes, pid and start time agree.
     """
     done: list[str] = []
     for record_path in sorted((cache_dir() / _RECORDS).glob("*.json")):

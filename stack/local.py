@@ -13,9 +13,9 @@ from typing import Final
 from stack import leftovers, ports, progress
 from stack.engine import Engine
 from stack.errors import StackError
-from stack.kafka import Kafka
+from stack.kafka import Kafka, prepare_kafka
 from stack.locations import require_free_space, temporary_folder
-from stack.postgres import Postgres, create_database
+from stack.postgres import Postgres, create_database, prepare_postgres
 
 _JOIN_S: Final = 0.2
 
@@ -77,7 +77,7 @@ class Stack:
             folder.mkdir(parents=True, exist_ok=True)
             require_free_space(folder)
             atexit.register(stack.stop)
-            _exit_on_termination()
+            exit_on_termination()
             stack._start_engines()
         except BaseException:
             stack.stop()
@@ -99,8 +99,8 @@ class Stack:
         return create_database(self.postgres_dsn, name)
 
     def stop(self) -> None:
-        """Ends Kafka, then PostgreSQL, and deletes temporary data. Idempotent; servers that are not ours stay as they are."""
-        engines = self._engines()
+        """Ends Kafka, then PostgreSQL, and deletes temporary data. Idempotent; servers not ours are left alone."""
+        engines = self.own_engines()
         for engine in engines:
             engine.cancelled.set()
         for engine in engines:
@@ -120,11 +120,12 @@ class Stack:
     ) -> None:
         self.stop()
 
-    def _engines(self) -> list[Kafka | Postgres]:
+    def own_engines(self) -> list[Kafka | Postgres]:
+        """The engines that are ours to stop, in the order in which they are stopped."""
         return [engine for engine in (self._kafka, self._postgres) if not isinstance(engine, str)]
 
     def _start_engines(self) -> None:
-        engines = self._engines()
+        engines = self.own_engines()
         for engine in engines:
             ports.require_free(engine.port, engine.name)
         failures: list[BaseException] = []
@@ -156,13 +157,22 @@ class Stack:
             raise failures[0]
 
 
+def prepare() -> None:
+    """Downloads and prepares everything that the first start needs, and nothing more. Raises StackError."""
+    cancelled = threading.Event()
+    if not os.environ.get("FIRSTCOME_KAFKA_BOOTSTRAP"):
+        prepare_kafka(cancelled)
+    if not os.environ.get("FIRSTCOME_POSTGRES_DSN"):
+        prepare_postgres()
+
+
 def _own(engine: Engine | str, name: str) -> Engine:
     if isinstance(engine, str):
         raise StackError(f"{name} at {engine} was given by the environment, so this stack cannot stop or start it.")
     return engine
 
 
-def _exit_on_termination() -> None:
+def exit_on_termination() -> None:
     """Turns SIGTERM and SIGHUP into an ordinary exit, unless the program has handlers of its own."""
     if threading.current_thread() is not threading.main_thread():
         return

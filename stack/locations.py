@@ -12,6 +12,7 @@ from stack.errors import StackError
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
 FREE_SPACE_MIN_BYTES: Final = 1 << 30
 TEMPORARY_PREFIX: Final = "firstcome-"
+_NOBODY: Final = -1  # a user who owns nothing
 
 
 def cache_dir() -> Path:
@@ -29,7 +30,7 @@ def cache_dir() -> Path:
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StackError(
-            f"The cache folder {folder} belongs to somebody else. Set FIRSTCOME_CACHE_DIR to a folder that you may write."
+            f"The cache folder {folder} belongs to somebody else. Set FIRSTCOME_CACHE_DIR to one that you may write."
         )
     return folder
 
@@ -50,7 +51,10 @@ def temporary_folder() -> Path:
 
     PostgreSQL refuses to run as root and then runs as another user, who must be able to reach its own folder inside.
     """
-    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
+    parent = Path(tempfile.gettempdir())
+    if os.geteuid() == 0 and not reachable(parent / TEMPORARY_PREFIX, _NOBODY, _NOBODY):
+        parent = Path("/var/tmp")
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=parent))
     folder.chmod(0o711)
     return folder
 
@@ -83,3 +87,21 @@ def reachable(path: Path, uid: int, gid: int) -> bool:
         if not may_pass:
             return False
     return True
+
+
+def delete_tree(folder: Path) -> None:
+    """Deletes a folder and what the links inside it point to, as far as that is in a folder of ours.
+
+    Raises StackError if something belongs to another user.
+    """
+    if not folder.exists():
+        return
+    try:
+        for path in folder.glob("*/*"):
+            if path.is_symlink() and path.resolve().parent.name.startswith(TEMPORARY_PREFIX):
+                shutil.rmtree(path.resolve().parent)
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise StackError(
+            f"The data of an earlier run in {folder} cannot be deleted ({error}). Delete them as the user who ran it."
+        ) from error

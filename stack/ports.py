@@ -66,5 +66,6 @@ def require_free(port: int, purpose: str) -> None:
     if not is_free(port):
         raise StackError(
             f"Port {port} on {HOST}, wanted for {purpose}, is taken. Stop what listens there "
-            f"(`ss -ltnp 'sport = :{port}'` names it; `python -m stack down` stops an earlier `up`), or choose another port."
+            f"(`ss -ltnp 'sport = :{port}'` names it; `python -m stack down` stops an earlier `up`), "
+            "or choose another port."
         )

@@ -42,7 +42,7 @@ _SETTINGS: Final[Mapping[str, str]] = {
 
 
 class Postgres(Engine):
-    """The server; its data are in `folder`, or, where its user cannot reach that, in a folder that `folder` points to."""
+    """The server; its data are in `folder` or, where its user cannot reach that, in one that `folder` points to."""
 
     name = "PostgreSQL"
     stop_signal = signal.SIGINT  # "fast": open transactions are rolled back
@@ -71,7 +71,7 @@ class Postgres(Engine):
         if not (data / "PG_VERSION").exists():
             draft = self._home / "data.draft"
             shutil.rmtree(draft, ignore_errors=True)  # of a start that was interrupted
-            shutil.copytree(_template(), draft, symlinks=True)
+            shutil.copytree(prepare_postgres(), draft, symlinks=True)
             _give(draft, self._run_as)
             draft.rename(data)
 
@@ -112,7 +112,7 @@ class Postgres(Engine):
 
 
 def create_database(dsn: str, name: str) -> str:
-    """Creates an empty database on the server of `dsn`; returns its DSN. Raises StackError, e.g. if the name is taken."""
+    """Creates an empty database on the server of `dsn`; returns its DSN. Raises StackError, e.g. if the name exists."""
 
     async def create() -> None:
         connection = await asyncpg.connect(dsn, timeout=10)
@@ -183,8 +183,8 @@ def _reachable_binaries(home: Path, run_as: RunAs | None) -> Path:
     return copy
 
 
-def _template() -> Path:
-    """A data folder as initdb makes it, with our role and database, made once: copying it takes a fifth of the time."""
+def prepare_postgres() -> Path:
+    """A data folder as initdb makes it, with our role and database, to copy: a fifth of the time. Raises StackError."""
     folder = cache_dir() / "postgres"
     folder.mkdir(exist_ok=True)
     template = folder / _TEMPLATE_NAME
@@ -200,8 +200,8 @@ def _template() -> Path:
             _give(data, run_as)
             _run_once(
                 [
-                    str(binaries / "initdb"), "-D", str(data), "-U", ROLE, "--auth=trust", "--encoding=UTF8", "--no-locale",
-                    "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions", "--no-sync",
+                    str(binaries / "initdb"), "-D", str(data), "-U", ROLE, "--auth=trust", "--encoding=UTF8",
+                    "--no-locale",                    "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions", "--no-sync",
                 ],
                 home, run_as,
             )  # fmt: skip

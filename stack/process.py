@@ -70,7 +70,7 @@ class Child:
         return True
 
     def stop(self, signal_number: int, timeout_s: float) -> bool:
-        """Asks it to end, then kills it. Whether it ended by itself. Raises StackError if even SIGKILL does not help."""
+        """Asks it to end, then kills it. Whether it ended by itself. Raises StackError if SIGKILL does not help."""
         if self.returncode is not None:
             return self.wait(0)
         self.kill(signal_number)
