@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 export PYTHONPATH := $(CURDIR):$(CURDIR)/protos
 
 PROTOS := $(sort $(wildcard protos/coupon/v1/*.proto))
-CODE := services migrations stack checker demo bench tests
+# Those of the code folders that have code.
+CODE := $(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.py,services migrations stack checker demo bench firstcome baseline tests)))))
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos -I$$(echo $(VENV)/lib/python3*/site-packages)
 
 $(VENV)/.ready: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "firstcome needs Python 3.11 or later; set PYTHON=python3.x")'
@@ -19,9 +21,40 @@ $(VENV)/.ready: requirements-dev.txt
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
+.PHONY: demo
+demo: $(VENV)/.ready ## the whole path on real Kafka and PostgreSQL, then a verification
+	@$(BIN)/python -m demo $(ARGS)
+
+.PHONY: up
+up: $(VENV)/.ready ## start everything in the background on the usual ports (KEEP=1: with the data of last time)
+	@$(BIN)/python -m stack up
+
+.PHONY: down
+down: $(VENV)/.ready ## stop what `make up` started
+	@$(BIN)/python -m stack down
+
+.PHONY: test
+test: $(VENV)/.ready ## all tests, or those in ARGS="tests/unit -k name"
+	@$(BIN)/pytest $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.ready ## style, types, who may import whom, generated code up to date
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy $(CODE)
+	@$(BIN)/lint-imports
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+	  $(PROTOC) --python_out="$$fresh" --pyi_out="$$fresh" --grpc_python_out="$$fresh" $(PROTOS) && \
+	  diff --recursive --brief --exclude='*.proto' --exclude=__pycache__ "$$fresh" protos || \
+	  { echo "the code beside the .proto files is stale: run make proto" >&2; exit 1; }
+
+.PHONY: bench-ledger
+bench-ledger: $(VENV)/.ready ## how fast the ledger drains a backlog, against raw inserts
+	@$(BIN)/python -m bench.ledger $(ARGS)
+
 .PHONY: proto
 proto: $(VENV)/.ready ## generate the code beside the .proto files again
-	@$(BIN)/python -m grpc_tools.protoc -Iprotos -I$$(echo $(VENV)/lib/python3*/site-packages) --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTOS)
+	@$(PROTOC) --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTOS)
 
 .PHONY: requirements
 requirements: ## pin requirements*.in again, with hashes (needs uv)
