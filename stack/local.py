@@ -70,6 +70,7 @@ class Stack:
                 postgres_port or ports.free_port(),
                 shared_buffers=shared_buffers,
                 settings=postgres_settings or {},
+                lasting=temporary is None,
             ),
             temporary,
         )

@@ -49,10 +49,14 @@ class Postgres(Engine):
     stop_timeout_s = 20.0
     ready_timeout_s = 60.0
 
-    def __init__(self, folder: Path, port: int, *, shared_buffers: str, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, port: int, *, shared_buffers: str, settings: Mapping[str, str], lasting: bool
+    ) -> None:
+        """`lasting`: whether the data outlive this process and so must be on the disk before they are used."""
         super().__init__(port, folder / "postgres.log")
         self._folder = folder
         self._settings = {**_SETTINGS, "port": str(port), "shared_buffers": shared_buffers, **settings}
+        self._lasting = lasting
         self._run_as: RunAs | None = None
         self._home = folder
         self._binaries = folder
@@ -73,6 +77,9 @@ class Postgres(Engine):
             shutil.rmtree(draft, ignore_errors=True)  # of a start that was interrupted
             shutil.copytree(prepare_postgres(), draft, symlinks=True)
             _give(draft, self._run_as)
+            if self._lasting:
+                tool = str(self._binaries / "bin" / "initdb")
+                _run_once([tool, "--sync-only", "-D", str(draft)], self._home, self._run_as)
             draft.rename(data)
 
     def spawn(self) -> Child:
@@ -201,7 +208,8 @@ def prepare_postgres() -> Path:
             _run_once(
                 [
                     str(binaries / "initdb"), "-D", str(data), "-U", ROLE, "--auth=trust", "--encoding=UTF8",
-                    "--no-locale",                    "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions", "--no-sync",
+                    "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
+                    "--no-instructions", "--no-sync",
                 ],
                 home, run_as,
             )  # fmt: skip
