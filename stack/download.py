@@ -145,8 +145,8 @@ def _download(jars: list[Jar], folder: Path, cancelled: threading.Event) -> None
                 if _sha256(path) != jar.sha256:
                     raise StackError(
                         f"The downloaded {jar.coordinates} is not the file that kafka.lock names (its "
-                        "SHA-256 differs), so it was thrown away. Something between you and the repository changes files "
-                        f"(a proxy or a mirror?): use another network. {_OWN_SERVERS}"
+                        "SHA-256 differs), so it was thrown away. Something between here and the repository changes "
+                        f"files (a proxy or a mirror?): use another network. {_OWN_SERVERS}"
                     )
                 os.replace(path, folder / jar.file_name)
                 advance(jar.size_bytes)

@@ -165,7 +165,7 @@ def _wheel() -> Path:
 
 
 def _reachable_home(folder: Path, run_as: RunAs | None) -> Path:
-    if run_as is None or reachable(folder / "data", run_as.uid, run_as.gid):
+    if run_as is None or reachable(folder / "postgres.log", run_as.uid, run_as.gid):
         return folder
     # E.g. a checkout below /root. Opening up the user's folders is not ours to do: the data live elsewhere, and a link
     # in their place says where.
@@ -185,9 +185,14 @@ def _reachable_binaries(home: Path, run_as: RunAs | None) -> Path:
     if not copy.exists():
         draft = home / "binaries.draft"
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(wheel, draft, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
+        # The same places relative to each other as in the wheel: the programs look for their libraries that way.
+        package = wheel.parent
+        libraries = package.with_name(f"{package.name}.libs")
+        shutil.copytree(wheel, draft / package.name / wheel.name, ignore=shutil.ignore_patterns("include", "*.a"))
+        if libraries.exists():
+            shutil.copytree(libraries, draft / libraries.name)
         draft.rename(copy)
-    return copy
+    return copy / wheel.parent.name / wheel.name
 
 
 def prepare_postgres() -> Path:

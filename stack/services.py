@@ -129,7 +129,7 @@ class Services:
         log_dir: Path,
         partitions: int = 4,
     ) -> None:
-        """`ports` of None: free ones. `env` is added to every service's environment."""
+        """`ports` of None: free ones. `env` goes to every service too, and wins."""
         self.ports = ports or Ports.free()
         self.issuer_address = f"{HOST}:{self.ports.issuer}"
         self.dlq_address = f"{HOST}:{self.ports.dlq}"
