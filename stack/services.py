@@ -89,7 +89,7 @@ class ServiceProcess:
         self._started().kill(signal_number)
 
     def stop(self, timeout_s: float = 20) -> bool:
-        """SIGTERM, then SIGKILL (said on stderr) if it takes longer. Whether it ended by itself; True if it was down."""
+        """SIGTERM, then SIGKILL (said on stderr) if it is late. Whether it ended by itself; True if it was down."""
         if self._child is None or self._child.stop(signal.SIGTERM, timeout_s):
             return True
         progress.say(f"{self.name} did not end within {timeout_s:.0f} s of SIGTERM and was killed")
