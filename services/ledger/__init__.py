@@ -1,0 +1,1 @@
+"""The ledger: settles the line. Stock and issue record change in one PostgreSQL transaction."""

@@ -65,6 +65,10 @@ class WrongTopics(Exception):
     """A topic is missing or has settings under which the promises do not hold; the message says what to change."""
 
 
+class MissingTopics(WrongTopics):
+    """A topic is not there yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Topics:
     """The three topics' names; a prefix sets several systems on one cluster apart."""
@@ -358,7 +362,7 @@ async def check_topics(bootstrap: str, topics: Topics) -> int:
                 present = set(await admin.list_topics())
                 missing = [name for name in names if name not in present]
                 if missing:
-                    raise WrongTopics(f"missing topics {', '.join(missing)}: run the migration command")
+                    raise MissingTopics(f"missing topics {', '.join(missing)}: run the migration command")
                 counts = {d["topic"]: len(d["partitions"]) for d in await admin.describe_topics(names)}
                 configs = await _topic_configs(admin, names)
         finally:

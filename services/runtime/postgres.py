@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import asyncpg
 import sqlalchemy as sa
@@ -28,8 +28,20 @@ _SERVER_SETTINGS = {
     "jit": "off",
 }
 
-Connection = asyncpg.Connection
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 """An asyncpg connection; the type under which the services know it."""
+
+
+_FOREIGN = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    DBAPIError,
+    InterfaceError,
+    sa.exc.TimeoutError,
+    OSError,
+    TimeoutError,
+)
 
 
 class DatabaseAway(Exception):
@@ -73,7 +85,7 @@ async def connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
     """
     with translated():
         async with engine.connect() as held:
-            driver = (await held.get_raw_connection()).driver_connection
+            driver = cast(Connection, (await held.get_raw_connection()).driver_connection)
             try:
                 yield driver
             except BaseException:
@@ -92,16 +104,7 @@ def translated() -> Iterator[None]:
     """Raise what drivers raise as the errors above, by SQLSTATE; anything unknown passes unchanged."""
     try:
         yield
-    except (
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,
-        DBAPIError,
-        InterfaceError,
-        sa.exc.TimeoutError,
-        OSError,
-        TimeoutError,
-    ) as error:
+    except _FOREIGN as error:
         raise _translate(error) from error
 
 

@@ -1,0 +1,48 @@
+"""Wires the ledger together."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.ledger.consumer import PartitionLedger
+from services.ledger.store import LedgerStore
+from services.runtime import lifecycle
+from services.runtime.config import LedgerConfig, ledger_config
+from services.runtime.health import Health
+from services.runtime.kafka import PartitionReader, RecordProducer, Topics
+from services.runtime.partitions import PartitionWorkers
+from services.runtime.postgres import create_engine
+
+GROUP = "ledger"
+
+
+async def serve(config: LedgerConfig, stopping: asyncio.Event) -> None:
+    common = config.common
+    topics = Topics(common.topic_prefix)
+    health = Health()
+    engine = create_engine(common.postgres_dsn, "firstcome-ledger", pool_size=common.pool_size)
+    producer = RecordProducer(common.kafka_bootstrap, "ledger")
+    await health.start(common.health_listen)
+    try:
+        partition_count = await lifecycle.wait_for_dependencies(common, engine, stopping)
+        store = LedgerStore(engine, topics.line, partition_count)
+
+        def reader(topic: str, partition: int) -> PartitionReader:
+            return PartitionReader(common.kafka_bootstrap, "ledger", topic, partition)
+
+        def ledger(partition: int) -> PartitionLedger:
+            readers = reader(topics.line, partition), reader(topics.dlq, partition)
+            return PartitionLedger(partition, topics, *readers, producer, store, config.dead_letter_run_max)
+
+        await health.set("", serving=True)
+        group = f"{common.topic_prefix}{GROUP}"
+        await PartitionWorkers(common.kafka_bootstrap, "ledger", group, topics.line, ledger).run(stopping)
+    finally:
+        await health.leave()
+        await producer.stop()
+        await engine.dispose()
+        await health.stop()
+
+
+if __name__ == "__main__":
+    lifecycle.main("ledger", ledger_config, lambda config: config.common, serve)

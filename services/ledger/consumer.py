@@ -1,0 +1,306 @@
+"""The loop that settles one partition of the line, and what it does when something is away, lost or wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from services.domain.decide import park
+from services.domain.model import LineRecord, Parked, ParkReason, Unprocessable, Verdict, printable
+from services.ledger.store import DeadLetterRun, LastRecord, LedgerStore, ParkedRun, Position, PositionLost
+from services.runtime import telemetry, wire
+from services.runtime.kafka import TRACEPARENT, KafkaAway, OutOfLog, PartitionReader, Record, RecordProducer, Topics
+from services.runtime.log import get_logger
+from services.runtime.pace import Pace
+from services.runtime.postgres import BooksWrong, DatabaseAway, DatabaseRefused
+
+log = get_logger(__name__)
+
+BATCH_RECORDS_MAX = 4_000
+IDLE_MS = 1_000
+
+
+class Halted(Exception):
+    """The partition must not go on without a person: the log is not the log, the books are wrong, or a bad deploy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records read from the line beside what they decode to."""
+
+    records: Sequence[Record]
+    decoded: Sequence[LineRecord]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def part(self, start: int, end: int) -> Batch:
+        return Batch(self.records[start:end], self.decoded[start:end])
+
+    def after(self, position: Position) -> Position:
+        """The position behind this batch."""
+        record = self.records[-1]
+        last = LastRecord(record.offset, record.timestamp_ms, record.checksum())
+        return replace(position, next_offset=record.offset + 1, last=last)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A batch with its verdicts, committed, and the position behind it."""
+
+    records: Sequence[Record]
+    verdicts: Sequence[Verdict]
+    position: Position
+
+    def __add__(self, other: Settled) -> Settled:
+        return Settled([*self.records, *other.records], [*self.verdicts, *other.verdicts], other.position)
+
+
+class PartitionLedger:
+    """Settles one partition of the line. Safe beside another on the same partition: see LedgerStore.settle."""
+
+    def __init__(
+        self,
+        partition: int,
+        topics: Topics,
+        line: PartitionReader,
+        dlq: PartitionReader,
+        producer: RecordProducer,
+        store: LedgerStore,
+        dead_letter_run_max: int,
+    ) -> None:
+        self._partition = partition
+        self._topics = topics
+        self._line = line
+        self._dlq = dlq
+        self._producer = producer
+        self._store = store
+        self._run = ParkedRun(0, dead_letter_run_max)
+        self._stopping = asyncio.Event()
+        self._pace = Pace(self._stopping)
+        self._known: dict[int, wire.DeadLetterRecord] = {}
+        self._published_offset = 0
+        self._dlq_offset = 0
+        self.settled_offset: int | None = None
+        self.halted: str | None = None
+        self.log = log.bind(topic=topics.line, partition=partition)
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Settle until stopped. Away is not broken: whatever may pass is tried again from the table's position."""
+        try:
+            while not self._stopping.is_set():
+                try:
+                    await self._settle_from(await self._take_position())
+                except (KafkaAway, DatabaseAway, PositionLost, OutOfLog) as error:
+                    self.log.warning("settling_interrupted", error=f"{type(error).__name__}: {error}")
+                    await self._pace.failed()
+                except (Halted, BooksWrong) as error:
+                    await self._halt(f"{type(error).__name__}: {error}")
+                except Exception as error:
+                    # Not foreseen, so not known to be harmless: stand still and call for help rather than guess.
+                    self.log.exception("settling_failed")
+                    await self._halt(f"{type(error).__name__}: {error}")
+        finally:
+            await asyncio.gather(self._line.stop(), self._dlq.stop())
+
+    async def _settle_from(self, position: Position) -> None:
+        publishing: asyncio.Task[None] | None = None
+        try:
+            while not self._stopping.is_set():
+                records = await self._next_records(position)
+                if records:
+                    batch = Batch(records, [self._decode(record) for record in records])
+                    settled = await self._settle(position, batch)  # the one transaction: before anything is told
+                    position = settled.position
+                    if publishing is not None:
+                        await publishing  # at most one batch is committed and not yet published
+                    # The next batch settles while this one is published: outcomes are of committed verdicts only.
+                    publishing = asyncio.create_task(self._publish(settled))
+                    self._pace.succeeded()
+                    self._check_run()
+                elif publishing is not None:
+                    await publishing
+                    publishing = None
+                    position = await self._acknowledge(position)
+            if publishing is not None:
+                await publishing
+                publishing = None
+                await self._acknowledge(position)
+        finally:
+            if publishing is not None:
+                await self._give_up(publishing)
+
+    async def _next_records(self, position: Position) -> Sequence[Record]:
+        """What comes next in the line; after an idle moment the last record is read once more, to know the log."""
+        records = await self._line.poll(max_records=BATCH_RECORDS_MAX, timeout_ms=IDLE_MS)
+        if not records:
+            if position.last is not None:
+                await self._line.seek(position.last.offset)
+            return records
+        if records[0].offset < position.next_offset:
+            self._check_same(position.last, records[0])
+            records = [record for record in records if record.offset >= position.next_offset]
+        return records
+
+    def _decode(self, record: Record) -> LineRecord:
+        decoded = wire.decode(record, self._partition)
+        known = self._known.pop(record.offset, None)
+        return decoded if known is None else _known_parked(decoded, known)
+
+    async def _settle(self, position: Position, batch: Batch, *, again: bool = False) -> Settled:
+        """Settle the batch; what PostgreSQL can't store is bisected, left half first, until the one is found."""
+        after = replace(batch.after(position), published_offset=self._published_offset, dlq_offset=self._dlq_offset)
+        try:
+            with telemetry.process_batch(self._topics.line, self._partition, batch.records):
+                verdicts, self._run = await self._store.settle(position, after, batch.decoded, self._run)
+        except DatabaseRefused as error:
+            if len(batch) == 1:
+                return await self._settle(position, _unstorable(batch, error), again=again)
+            middle = len(batch) // 2
+            left = await self._settle(position, batch.part(0, middle), again=again)
+            return left + await self._settle(left.position, batch.part(middle, len(batch)), again=again)
+        except DeadLetterRun as error:
+            return await self._settle(position, batch.part(0, error.length), again=again)
+        except BooksWrong as error:
+            if again:
+                raise
+            self.log.error("books_doubted", error=str(error))
+            return await self._settle(position, batch, again=True)
+        self.settled_offset = after.next_offset
+        return Settled(batch.records, verdicts, after)
+
+    async def _publish(self, settled: Settled) -> None:
+        """Outcomes and dead letters of a committed batch; the published position moves once both are acknowledged."""
+        told = [wire.outcome(self._partition, verdict) for verdict in settled.verdicts]
+        parked = [
+            (record, verdict)
+            for record, verdict in zip(settled.records, settled.verdicts, strict=True)
+            if isinstance(verdict, Parked) and not verdict.known
+        ]
+        await self._append(settled.records, told, parked)
+        self._published_offset = settled.position.next_offset
+
+    async def _append(
+        self, records: Sequence[Record], told: Sequence[wire.Outcome], parked: Sequence[tuple[Record, Parked]]
+    ) -> None:
+        if parked:
+            telemetry.dead_lettered(self._topics.line, self._partition, parked)
+            dead = [
+                wire.dead_letter_message(self._topics.line, self._partition, record, verdict.reason, verdict.message)
+                for record, verdict in parked
+            ]
+            appended = await self._producer.append(self._topics.dlq, self._partition, dead)
+            if not self._known:  # dead letters that are still to be settled must be found again after a crash
+                self._dlq_offset = appended[-1].offset + 1
+        outcomes = [
+            wire.outcome_message(self._topics.line, self._partition, outcome, record.header(TRACEPARENT))
+            for record, outcome in zip(records, told, strict=True)
+        ]
+        await self._producer.append(self._topics.outcomes, self._partition, outcomes)
+
+    async def _acknowledge(self, position: Position) -> Position:
+        """Note in the table that all is published, while there is nothing to settle."""
+        after = replace(position, published_offset=self._published_offset, dlq_offset=self._dlq_offset)
+        if after != position:
+            await self._store.acknowledge(position, after)
+        return after
+
+    async def _take_position(self) -> Position:
+        """The table's position, once the log is known to be the log and all that is committed is published."""
+        position = await self._store.position(self._partition)
+        await self._check_log(position)
+        published = await self._read_dead_letters(position)
+        await self._publish_again(position, published)
+        self._published_offset = position.next_offset
+        await self._line.seek(position.next_offset)
+        self.settled_offset = position.next_offset
+        self.log.info("position_taken", next_offset=position.next_offset, published_offset=position.published_offset)
+        return await self._acknowledge(position)
+
+    async def _check_log(self, position: Position) -> None:
+        begin, end = await self._line.bounds()
+        if position.next_offset > end:
+            raise Halted(f"the position {position.next_offset} is past the log's end {end}: truncated or recreated")
+        if begin > position.next_offset:
+            raise Halted(f"the log begins at {begin}, after the position {position.next_offset}")
+        if position.last is not None:
+            self._check_same(position.last, await self._line.read_one(position.last.offset))
+
+    def _check_same(self, last: LastRecord | None, record: Record | None) -> None:
+        if last is None:
+            return
+        if record is None or (record.offset, record.timestamp_ms, record.checksum()) != (
+            last.offset,
+            last.timestamp_ms,
+            last.checksum,
+        ):
+            raise Halted(f"the record at {last.offset} is not the one that was settled: the log is another one")
+
+    async def _read_dead_letters(self, position: Position) -> set[int]:
+        """Learn which tickets ahead are dead letters already; returns those behind the position that are, too."""
+        begin, end = await self._dlq.bounds()
+        if not begin <= position.dlq_offset <= end:
+            raise Halted(f"the DLQ has {begin} to {end}, not the position {position.dlq_offset}: another topic")
+        self._known.clear()
+        published: set[int] = set()
+        async for records in self._dlq.read(position.dlq_offset, end):
+            for record in records:
+                found = wire.parse_dead_letter(record)
+                if found is None or (found.line_topic, found.failed.partition) != (self._topics.line, self._partition):
+                    continue
+                if found.failed.offset >= position.next_offset:
+                    self._known[found.failed.offset] = found
+                else:
+                    published.add(found.failed.offset)
+        self._dlq_offset = position.dlq_offset if self._known else end
+        return published
+
+    async def _publish_again(self, position: Position, published: set[int]) -> None:
+        """What is committed but not known to be published, from the tables; `published` dead letters are there."""
+        start = position.published_offset
+        async for records in self._line.read(start, position.next_offset):
+            end = records[-1].offset + 1
+            rows = await self._store.verdicts(self._partition, start, end)
+            found = {outcome.offset: (outcome, parked) for outcome, parked in rows}
+            missing = [record.offset for record in records if record.offset not in found]
+            if missing:
+                raise Halted(f"settled records without a verdict: {missing[:10]}")
+            settled = [(record, *found[record.offset]) for record in records]
+            parked = [(r, verdict) for r, _, verdict in settled if verdict is not None and r.offset not in published]
+            await self._append(records, [outcome for _, outcome, _ in settled], parked)
+            start = end
+
+    def _check_run(self) -> None:
+        if self._run.limit and self._run.length >= self._run.limit:
+            raise Halted(
+                f"{self._run.length} records in a row were parked; after the cause is known, "
+                "a restart with FIRSTCOME_DEAD_LETTER_RUN_MAX=0 lets them through"
+            )
+
+    async def _give_up(self, publishing: asyncio.Task[None]) -> None:
+        """Let a publication end by itself or by its own time limit; taking the position again publishes the rest."""
+        with contextlib.suppress(KafkaAway):
+            await publishing
+
+    async def _halt(self, reason: str) -> None:
+        self.halted = reason
+        self.log.critical("partition_halted", reason=reason)
+        await self._stopping.wait()
+
+
+def _known_parked(record: LineRecord, known: wire.DeadLetterRecord) -> Unprocessable:
+    if isinstance(record, Unprocessable):
+        return replace(record, reason=known.reason, message=known.message, known=True)
+    return park(record, known.reason, known.message, known=True)
+
+
+def _unstorable(batch: Batch, error: DatabaseRefused) -> Batch:
+    record = batch.decoded[0]
+    if isinstance(record, Unprocessable):
+        raise BooksWrong(f"the parked record at {record.offset} can't be stored: {error}") from error
+    return Batch(batch.records, [park(record, ParkReason.UNSTORABLE, printable(str(error)))])

@@ -1,0 +1,446 @@
+"""The one transaction, and all of the ledger's SQL."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.domain.decide import decide
+from services.domain.model import (
+    Changed,
+    ChangeRequest,
+    Coupon,
+    CouponId,
+    Grant,
+    Issued,
+    IssueRequest,
+    LineRecord,
+    LineState,
+    Parked,
+    ParkReason,
+    PastChange,
+    Reason,
+    Rejected,
+    RequestId,
+    Switch,
+    Ticket,
+    UserId,
+    Verdict,
+)
+from services.runtime import wire
+from services.runtime.kafka import home_partition
+from services.runtime.postgres import BooksWrong, Connection, connection
+
+
+class PositionLost(Exception):
+    """Another ledger has moved the partition's progress: what was read from here on is not ours to settle."""
+
+
+class DeadLetterRun(Exception):
+    """So many records in a row would be parked that nobody should; the first `length` of the batch may still be."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(f"the run of newly parked records reaches its limit at record {length} of the batch")
+        self.length = length
+
+
+@dataclass(frozen=True, slots=True)
+class LastRecord:
+    """What tells whether the log is still the same log."""
+
+    offset: int
+    timestamp_ms: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A partition's progress as its row has it; offsets of the line, `dlq_offset` of the DLQ partition."""
+
+    partition: int
+    next_offset: int
+    published_offset: int
+    dlq_offset: int
+    last: LastRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedRun:
+    """How many records in a row have been newly parked, and how many may be (0: any number)."""
+
+    length: int
+    limit: int
+
+    def after(self, verdicts: Iterable[Verdict]) -> ParkedRun:
+        """The run behind these verdicts. Raises DeadLetterRun where the limit falls within them."""
+        length = self.length
+        reached = None
+        for count, verdict in enumerate(verdicts, start=1):
+            if reached is not None:
+                raise DeadLetterRun(reached)
+            length = length + 1 if isinstance(verdict, Parked) and not verdict.known else 0
+            if self.limit and length == self.limit:
+                reached = count
+        return replace(self, length=length)
+
+
+class LedgerStore:
+    """The ledger's tables of one line topic."""
+
+    def __init__(self, engine: AsyncEngine, topic: str, partition_count: int) -> None:
+        self._engine = engine
+        self._topic = topic
+        self._partition_count = partition_count
+
+    async def position(self, partition: int) -> Position:
+        """The partition's progress; a missing row is inserted at 0. Raises DatabaseAway."""
+        async with connection(self._engine) as db:
+            await db.execute(_INSERT_PROGRESS, self._topic, partition)
+            row = await db.fetchrow(_PROGRESS, self._topic, partition)
+        if row is None:
+            raise BooksWrong(f"ledger_progress has no row for {self._topic}/{partition}")
+        last = None
+        if row["last_offset"] is not None:
+            last = LastRecord(row["last_offset"], row["last_timestamp"], row["last_checksum"])
+        return Position(partition, row["next_offset"], row["published_offset"], row["dlq_offset"], last)
+
+    async def settle(
+        self, before: Position, after: Position, records: Sequence[LineRecord], run: ParkedRun
+    ) -> tuple[Sequence[Verdict], ParkedRun]:
+        """Give the records their verdicts and move the progress from `before` to `after`: all of it, or nothing.
+
+        Raises PositionLost, DeadLetterRun, DatabaseRefused, BooksWrong; DatabaseAway may also mean that COMMIT took
+        effect, so the position must be read again then.
+        """
+        async with connection(self._engine) as db, db.transaction():
+            # First the compare-and-set: its row lock is the only mutex, so all that is read behind it stays true.
+            if await db.execute(_ADVANCE, *self._advance(before, after)) != "UPDATE 1":
+                raise PositionLost(f"{self._topic}/{before.partition} is no longer at {before.next_offset}")
+            state = await self._read_state(db, before.partition, records)
+            decision = decide(state, records)
+            run = run.after(decision.verdicts)
+            await _write_verdicts(db, before.partition, decision.verdicts)
+            await _write_coupons(db, state, decision.coupons, decision.verdicts)
+        return decision.verdicts, run
+
+    async def acknowledge(self, before: Position, after: Position) -> None:
+        """Note what the broker has acknowledged, while nothing is settled. Raises PositionLost, DatabaseAway."""
+        async with connection(self._engine) as db:
+            if await db.execute(_ADVANCE, *self._advance(before, after)) != "UPDATE 1":
+                raise PositionLost(f"{self._topic}/{before.partition} is no longer at {before.next_offset}")
+
+    async def verdicts(self, partition: int, start: int, end: int) -> list[tuple[wire.Outcome, Parked | None]]:
+        """What was settled with start <= offset < end, in offset order: the outcome, and the parked one's verdict.
+
+        Raises DatabaseAway.
+        """
+        async with connection(self._engine) as db:
+            issued = await db.fetch(_ISSUED_BETWEEN, partition, start, end)
+            rejected = await db.fetch(_REJECTED_BETWEEN, partition, start, end)
+            changed = await db.fetch(_CHANGED_BETWEEN, partition, start, end)
+        found: list[tuple[wire.Outcome, Parked | None]]
+        found = [(wire.outcome(partition, _issued(row)), None) for row in issued]
+        for row in rejected:
+            verdict = _rejected(row)
+            found.append((wire.outcome(partition, verdict), verdict if isinstance(verdict, Parked) else None))
+        for row in changed:
+            key = row["coupon_id"].encode()
+            time_us = _to_us(row["accepted_at"])
+            found.append((wire.Outcome(row["ticket_offset"], time_us, key, wire.CHANGED, row["outcome"]), None))
+        return sorted(found, key=lambda pair: pair[0].offset)
+
+    def _advance(self, before: Position, after: Position) -> tuple[Any, ...]:
+        last = after.last
+        return (
+            self._topic,
+            before.partition,
+            before.next_offset,
+            after.next_offset,
+            after.published_offset,
+            after.dlq_offset,
+            last.offset if last else None,
+            last.timestamp_ms if last else None,
+            last.checksum if last else None,
+        )
+
+    async def _read_state(self, db: Connection, partition: int, records: Sequence[LineRecord]) -> LineState:
+        requests = [r for r in records if isinstance(r, IssueRequest)]
+        changes = [r for r in records if isinstance(r, ChangeRequest)]
+        redrives = [r.redrive.original for r in requests if r.redrive is not None]
+        asked = {r.coupon_id for r in requests} | {r.coupon_id for r in changes}
+        coupons = {row["coupon_id"]: _coupon(row) for row in await db.fetch(_COUPONS, list(asked))} if asked else {}
+        foreign = {
+            coupon_id
+            for coupon_id in asked
+            if (coupons[coupon_id].partition if coupon_id in coupons else self._home(coupon_id)) != partition
+        }
+        grants: dict[tuple[CouponId, UserId], Grant] = {}
+        if requests:
+            pairs = [r.user_id for r in requests], [r.coupon_id for r in requests]
+            grants = {(row["coupon_id"], row["user_id"]): _grant(row) for row in await db.fetch(_GRANTS, *pairs)}
+        past: dict[tuple[CouponId, RequestId], PastChange] = {}
+        if changes:
+            keys = [c.coupon_id for c in changes], [c.request_id for c in changes]
+            for row in await db.fetch(_CHANGES, *keys):
+                _, outcome = wire.parse_change_outcome(row["outcome"])
+                past[row["coupon_id"], row["request_id"]] = PastChange(row["payload_hash"], outcome)
+        redriven: dict[Ticket, Grant | None] = {}
+        if redrives:
+            for row in await db.fetch(_REDRIVEN, [str(ticket) for ticket in redrives], partition):
+                original = Ticket.parse(row["redrive_of"])
+                issued = Ticket.parse(row["issued_ticket"] or "")
+                if original is not None:  # the first row is the one that settled it
+                    grant = Grant(row["request_id"], row["sequence"], issued) if issued is not None else None
+                    redriven.setdefault(original, grant)
+        own = {coupon_id: coupon for coupon_id, coupon in coupons.items() if coupon_id not in foreign}
+        return LineState(partition, own, frozenset(foreign), grants, past, redriven)
+
+    def _home(self, coupon_id: CouponId) -> int:
+        return home_partition(coupon_id.encode(), self._partition_count)
+
+
+async def _write_verdicts(db: Connection, partition: int, verdicts: Sequence[Verdict]) -> None:
+    issued = [v for v in verdicts if isinstance(v, Issued)]
+    rejected = [v for v in verdicts if isinstance(v, Rejected)]
+    parked = [v for v in verdicts if isinstance(v, Parked)]
+    changed = [v for v in verdicts if isinstance(v, Changed)]
+    times = _Times()
+    if issued:
+        await _insert(
+            db,
+            _INSERT_ISSUED,
+            len(issued),
+            partition,
+            [v.user_id for v in issued],
+            [v.coupon_id for v in issued],
+            [v.request_id for v in issued],
+            [v.sequence for v in issued],
+            [v.offset for v in issued],
+            [_text(v.redrive_of) for v in issued],
+            [times[v.time_us] for v in issued],
+        )
+    if rejected or parked:
+        lost: Sequence[Rejected | Parked] = [*rejected, *parked]
+        await _insert(
+            db,
+            _INSERT_REJECTED,
+            len(lost),
+            partition,
+            [v.offset for v in lost],
+            [v.coupon_id for v in lost],
+            [v.user_id for v in lost],
+            [v.request_id for v in lost],
+            [v.reason.value for v in rejected] + [Reason.PARKED.value] * len(parked),
+            [None] * len(rejected) + [f"{v.reason}: {v.message}" for v in parked],
+            [_text(v.grant.ticket) if v.grant else None for v in rejected] + [None] * len(parked),
+            [v.grant.sequence if v.grant else None for v in rejected] + [None] * len(parked),
+            [_text(v.redrive_of) for v in lost],
+            [times[v.time_us] for v in lost],
+        )
+    if changed:
+        await _insert(
+            db,
+            _INSERT_CHANGED,
+            len(changed),
+            partition,
+            [v.offset for v in changed],
+            [v.coupon_id for v in changed],
+            [v.request_id for v in changed],
+            [v.payload_hash for v in changed],
+            [Reason.REPEATED if v.repeated else (v.outcome.reason or "APPLIED") for v in changed],
+            [wire.change_outcome(partition, v) for v in changed],
+            [v.caller for v in changed],
+            [_text(v.redrive_of) for v in changed],
+            [times[v.time_us] for v in changed],
+        )
+
+
+async def _write_coupons(
+    db: Connection, state: LineState, coupons: Sequence[Coupon], verdicts: Sequence[Verdict]
+) -> None:
+    granted = Counter(v.coupon_id for v in verdicts if isinstance(v, Issued))
+    updated = [c for c in coupons if c.coupon_id in state.coupons]
+    created = [c for c in coupons if c.coupon_id not in state.coupons]
+    if created:
+        await _insert(
+            db,
+            _INSERT_COUPON,
+            len(created),
+            *_coupon_columns(created),
+            [c.partition for c in created],
+            [_time(c.create_us) for c in created],
+            [c.issued for c in created],
+        )
+    if updated:
+        # The guard on issued_count: what is added is exactly what was inserted, or the books are wrong.
+        await _expect(
+            f"UPDATE {len(updated)}",
+            await db.execute(_UPDATE_COUPON, *_coupon_columns(updated), [granted[c.coupon_id] for c in updated]),
+        )
+        for coupon in updated:
+            if coupon.issued != state.coupons[coupon.coupon_id].issued + granted[coupon.coupon_id]:
+                raise BooksWrong(f"coupon {coupon.coupon_id}: {coupon.issued} issued does not follow from its grants")
+
+
+async def _insert(db: Connection, statement: str, count: int, *arguments: Any) -> None:
+    await _expect(f"INSERT 0 {count}", await db.execute(statement, *arguments))
+
+
+async def _expect(wanted: str, status: str) -> None:
+    if status != wanted:
+        raise BooksWrong(f"{status} where {wanted} was due")
+
+
+def _coupon_columns(coupons: Sequence[Coupon]) -> tuple[list[Any], ...]:
+    return (
+        [c.coupon_id for c in coupons],
+        [c.display_name for c in coupons],
+        [c.total for c in coupons],
+        [_time(c.start_us) for c in coupons],
+        [_time(c.end_us) for c in coupons],
+        [c.switch.value for c in coupons],
+        [c.etag for c in coupons],
+        [_time(c.update_us) for c in coupons],
+    )
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def _time(time_us: int | None) -> datetime | None:
+    return None if time_us is None else _EPOCH + timedelta(microseconds=time_us)
+
+
+def _to_us(time: datetime) -> int:
+    return (time - _EPOCH) // _MICROSECOND
+
+
+class _Times(dict[int, datetime]):
+    """Records of one batch of the log share one time: make each once."""
+
+    def __missing__(self, time_us: int) -> datetime:
+        made = self[time_us] = _EPOCH + timedelta(microseconds=time_us)
+        return made
+
+
+def _text(ticket: Ticket | None) -> str | None:
+    return None if ticket is None else str(ticket)
+
+
+def _coupon(row: Any) -> Coupon:
+    return Coupon(
+        coupon_id=row["coupon_id"],
+        partition=row["topic_partition"],
+        display_name=row["display_name"],
+        total=row["total"],
+        remaining=row["remaining"],
+        issued=row["issued_count"],
+        start_us=None if row["start_time"] is None else _to_us(row["start_time"]),
+        end_us=None if row["end_time"] is None else _to_us(row["end_time"]),
+        switch=Switch(row["state"]),
+        etag=row["etag"],
+        create_us=_to_us(row["create_time"]),
+        update_us=_to_us(row["update_time"]),
+    )
+
+
+def _grant(row: Any) -> Grant:
+    return Grant(row["request_id"], row["sequence"], Ticket(row["ticket_partition"], row["ticket_offset"]))
+
+
+def _issued(row: Any) -> Issued:
+    return Issued(
+        row["ticket_offset"],
+        _to_us(row["accepted_at"]),
+        row["coupon_id"],
+        row["user_id"],
+        row["request_id"],
+        row["sequence"],
+        Ticket.parse(row["redrive_of"] or ""),
+    )
+
+
+def _rejected(row: Any) -> Rejected | Parked:
+    time_us = _to_us(row["accepted_at"])
+    redrive_of = Ticket.parse(row["redrive_of"] or "")
+    ids = row["coupon_id"], row["user_id"], row["request_id"]
+    if row["reason"] == Reason.PARKED:
+        reason, _, message = row["detail"].partition(": ")
+        return Parked(row["ticket_offset"], time_us, ParkReason(reason), message, *ids, redrive_of, known=False)
+    grant = None
+    ticket = Ticket.parse(row["issued_ticket"] or "")
+    if ticket is not None:
+        grant = Grant(row["request_id"], row["issued_sequence"], ticket)
+    return Rejected(row["ticket_offset"], time_us, *ids, Reason(row["reason"]), grant, redrive_of)
+
+
+_INSERT_PROGRESS = """
+INSERT INTO ledger_progress (topic, partition, next_offset, published_offset, dlq_offset) VALUES ($1, $2, 0, 0, 0)
+ON CONFLICT DO NOTHING"""
+_PROGRESS = """
+SELECT next_offset, published_offset, dlq_offset, last_offset, last_timestamp, last_checksum
+FROM ledger_progress WHERE topic = $1 AND partition = $2"""
+_ADVANCE = """
+UPDATE ledger_progress SET next_offset = $4, published_offset = $5, dlq_offset = $6,
+    last_offset = $7, last_timestamp = $8, last_checksum = $9
+WHERE topic = $1 AND partition = $2 AND next_offset = $3"""
+_COUPONS = "SELECT * FROM coupon WHERE coupon_id = ANY($1::text[])"
+_GRANTS = """
+SELECT user_id, coupon_id, request_id, sequence, ticket_partition, ticket_offset
+FROM unnest($1::text[], $2::text[]) AS asked (user_id, coupon_id) JOIN user_coupon USING (user_id, coupon_id)"""
+_CHANGES = """
+SELECT coupon_id, request_id, payload_hash, outcome
+FROM unnest($1::text[], $2::text[]) AS asked (coupon_id, request_id) JOIN coupon_change USING (coupon_id, request_id)
+WHERE result <> 'REPEATED'"""
+_REDRIVEN = """
+SELECT redrive_of, request_id, sequence, ticket_offset, ticket_partition || '-' || ticket_offset AS issued_ticket
+FROM user_coupon WHERE redrive_of = ANY($1::text[]) AND ticket_partition = $2
+UNION ALL
+SELECT redrive_of, request_id, issued_sequence, ticket_offset, issued_ticket
+FROM rejected_issue WHERE redrive_of = ANY($1::text[]) AND ticket_partition = $2 AND reason <> 'PARKED'
+ORDER BY ticket_offset"""
+_INSERT_ISSUED = """
+INSERT INTO user_coupon
+    (ticket_partition, user_id, coupon_id, request_id, sequence, ticket_offset, redrive_of, accepted_at)
+SELECT $1, * FROM unnest($2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[],
+    $8::timestamptz[])"""
+_INSERT_REJECTED = """
+INSERT INTO rejected_issue (ticket_partition, ticket_offset, coupon_id, user_id, request_id, reason, detail,
+    issued_ticket, issued_sequence, redrive_of, accepted_at)
+SELECT $1, * FROM unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+    $9::bigint[], $10::text[], $11::timestamptz[])"""
+_INSERT_CHANGED = """
+INSERT INTO coupon_change (ticket_partition, ticket_offset, coupon_id, request_id, payload_hash, result, outcome,
+    caller, redrive_of, accepted_at)
+SELECT $1, * FROM unnest($2::bigint[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::bytea[], $8::text[],
+    $9::text[], $10::timestamptz[])"""
+_INSERT_COUPON = """
+INSERT INTO coupon (coupon_id, display_name, total, start_time, end_time, state, etag, update_time,
+    topic_partition, create_time, issued_count, remaining)
+SELECT n.*, n.total - n.issued FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[],
+    $6::text[], $7::text[], $8::timestamptz[], $9::int[], $10::timestamptz[], $11::bigint[])
+    AS n (coupon_id, display_name, total, start_time, end_time, state, etag, update_time, partition, created, issued)"""
+_UPDATE_COUPON = """
+UPDATE coupon SET display_name = n.display_name, total = n.total, start_time = n.start_time, end_time = n.end_time,
+    state = n.state, etag = n.etag, update_time = n.update_time,
+    issued_count = coupon.issued_count + n.granted, remaining = n.total - coupon.issued_count - n.granted
+FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[], $6::text[], $7::text[],
+    $8::timestamptz[], $9::bigint[])
+    AS n (coupon_id, display_name, total, start_time, end_time, state, etag, update_time, granted)
+WHERE coupon.coupon_id = n.coupon_id"""
+_ISSUED_BETWEEN = """
+SELECT user_id, coupon_id, request_id, sequence, ticket_offset, redrive_of, accepted_at
+FROM user_coupon WHERE ticket_partition = $1 AND ticket_offset >= $2 AND ticket_offset < $3"""
+_REJECTED_BETWEEN = """
+SELECT ticket_offset, coupon_id, user_id, request_id, reason, detail, issued_ticket, issued_sequence, redrive_of,
+    accepted_at
+FROM rejected_issue WHERE ticket_partition = $1 AND ticket_offset >= $2 AND ticket_offset < $3"""
+_CHANGED_BETWEEN = """
+SELECT ticket_offset, coupon_id, outcome, accepted_at
+FROM coupon_change WHERE ticket_partition = $1 AND ticket_offset >= $2 AND ticket_offset < $3"""

@@ -1,0 +1,82 @@
+"""Starting and stopping a service, the same way for all.
+
+Shutdown order: NOT_SERVING, stop intake, finish the batch, commit, close; by a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+import uvloop
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.runtime import log as logs
+from services.runtime import telemetry
+from services.runtime.config import Common, ConfigError
+from services.runtime.kafka import KafkaAway, MissingTopics, Topics, WrongTopics, check_topics
+from services.runtime.pace import Pace
+from services.runtime.postgres import DatabaseAway, WrongRevision, check_revision
+
+C = TypeVar("C")
+log = logs.get_logger(__name__)
+
+
+class StartupError(Exception):
+    """The service can't start; the message says what to do."""
+
+
+def main(
+    service: str,
+    read_config: Callable[[Mapping[str, str]], C],
+    common: Callable[[C], Common],
+    serve: Callable[[C, asyncio.Event], Awaitable[None]],
+) -> None:
+    """Run a service until SIGTERM or SIGINT; exits 1 with one sentence if it can't start or dies."""
+    faulthandler.enable()
+    try:
+        config = read_config(os.environ)
+    except ConfigError as error:
+        sys.exit(f"{service}: {error}")
+    logs.configure(service, common(config).log_level)
+    telemetry.configure(service)
+    try:
+        uvloop.run(_run(service, config, serve))
+    except (StartupError, WrongTopics, WrongRevision) as error:
+        log.critical("not_started", reason=str(error))
+        sys.exit(f"{service}: {error}")
+    finally:
+        telemetry.shutdown()
+
+
+async def _run(service: str, config: C, serve: Callable[[C, asyncio.Event], Awaitable[None]]) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    log.info("starting", pid=os.getpid())
+    await serve(config, stopping)
+    log.info("stopped")
+
+
+async def wait_for_dependencies(config: Common, engine: AsyncEngine, stopping: asyncio.Event) -> int:
+    """The line's partition count, once Kafka and PostgreSQL answer and have this release's topics and tables.
+
+    Raises WrongTopics at once, StartupError when the time is over.
+    """
+    pace = Pace(stopping, cap_s=1.0)
+    deadline = asyncio.get_running_loop().time() + config.startup_timeout_s
+    while True:
+        try:
+            await check_revision(engine)
+            return await check_topics(config.kafka_bootstrap, Topics(config.topic_prefix))
+        except (KafkaAway, DatabaseAway, MissingTopics, WrongRevision) as error:
+            if stopping.is_set() or asyncio.get_running_loop().time() > deadline:
+                raise StartupError(f"not ready within {config.startup_timeout_s} s: {error}") from error
+            log.info("waiting", reason=str(error))
+            await pace.failed()

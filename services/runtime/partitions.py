@@ -1,0 +1,146 @@
+"""One worker for each partition that the consumer group gives us; used by ledger and dlq."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Protocol
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import KafkaError
+
+from services.runtime.kafka import REQUEST_TIMEOUT_MS, KafkaAway
+from services.runtime.log import get_logger
+
+log = get_logger(__name__)
+
+SESSION_TIMEOUT_MS = 6_000
+"""A killed member's partitions move within 10 s."""
+REBALANCE_TIMEOUT_MS = 30_000
+HAND_OVER_TIMEOUT_S = 10.0
+"""How long a worker may take to finish its batch when its partition goes elsewhere."""
+TICK_S = 1.0
+
+
+class Worker(Protocol):
+    """Works on one partition until told to stop; whatever it can't do safely alone its own store must refuse."""
+
+    async def run(self) -> None:
+        """Work until `stop` was called; must not raise for a fault that may pass."""
+
+    def stop(self) -> None:
+        """Finish what is under way, then let `run` return."""
+
+    @property
+    def settled_offset(self) -> int | None:
+        """The offset to commit to Kafka, for lag tools only."""
+
+
+class PartitionWorkers:
+    """Joins a consumer group for its assignment alone: it reads nothing, the workers have readers of their own.
+
+    A partition that two members work on for a moment, as after a freeze, does no harm: the workers' compare-and-set
+    in PostgreSQL lets only one of them through.
+    """
+
+    def __init__(
+        self, bootstrap: str, client_id: str, group: str, topic: str, make_worker: Callable[[int], Worker]
+    ) -> None:
+        self._topic = topic
+        self._make_worker = make_worker
+        self._workers: dict[int, tuple[Worker, asyncio.Task[None]]] = {}
+        self._committed: dict[int, int] = {}
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap,
+            client_id=client_id,
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+            heartbeat_interval_ms=SESSION_TIMEOUT_MS // 3,
+            rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+        )
+
+    @property
+    def workers(self) -> dict[int, Worker]:
+        """The present workers by partition."""
+        return {partition: worker for partition, (worker, _) in self._workers.items()}
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Work on what is assigned until `stopping` is set. Raises KafkaAway if the group can't be joined at first,
+        and whatever a worker dies of."""
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                await self._consumer.start()
+        except (KafkaError, TimeoutError, OSError) as error:
+            raise KafkaAway(f"no consumer group: {type(error).__name__}: {error}") from error
+        self._consumer.subscribe([self._topic], listener=_Listener(self))
+        try:
+            while not stopping.is_set():
+                for partition, (_, task) in list(self._workers.items()):
+                    if task.done() and partition in self._workers:
+                        task.result()
+                        raise RuntimeError(f"the worker of partition {partition} ended by itself")
+                # All partitions are paused, so this reads nothing; it tells aiokafka that its user is alive.
+                with contextlib.suppress(KafkaError):
+                    await self._consumer.getmany(timeout_ms=0)
+                await self._commit()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stopping.wait(), timeout=TICK_S)
+        finally:
+            await self._end(list(self._workers))
+            await self._commit()
+            with contextlib.suppress(KafkaError, TimeoutError, OSError):
+                await asyncio.wait_for(self._consumer.stop(), timeout=HAND_OVER_TIMEOUT_S)
+
+    def _begin(self, partitions: list[int]) -> None:
+        for partition in partitions:
+            tp = TopicPartition(self._topic, partition)
+            self._consumer.pause(tp)
+            self._consumer.seek(tp, 0)  # any position will do: without one aiokafka asks for a committed offset
+            worker = self._make_worker(partition)
+            self._workers[partition] = worker, asyncio.create_task(worker.run(), name=f"{self._topic}/{partition}")
+        log.info("partitions_assigned", topic=self._topic, partitions=partitions)
+
+    async def _end(self, partitions: list[int]) -> None:
+        ending = [self._workers.pop(partition) for partition in partitions if partition in self._workers]
+        for worker, _ in ending:
+            worker.stop()
+        tasks = [task for _, task in ending]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=HAND_OVER_TIMEOUT_S)
+            for task in late:
+                log.warning("hand_over_late", worker=task.get_name())
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=HAND_OVER_TIMEOUT_S)
+        if partitions:
+            log.info("partitions_revoked", topic=self._topic, partitions=partitions)
+
+    async def _commit(self) -> None:
+        offsets = {
+            partition: worker.settled_offset
+            for partition, worker in self.workers.items()
+            if worker.settled_offset is not None and worker.settled_offset != self._committed.get(partition)
+        }
+        if not offsets:
+            return
+        with contextlib.suppress(KafkaError, TimeoutError, OSError):
+            async with asyncio.timeout(TICK_S):
+                await self._consumer.commit(
+                    {TopicPartition(self._topic, partition): offset for partition, offset in offsets.items()}
+                )
+            self._committed.update({p: offset for p, offset in offsets.items() if offset is not None})
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, owner: PartitionWorkers) -> None:
+        self._owner = owner
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        await self._owner._end(sorted(tp.partition for tp in revoked))
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        self._owner._begin(sorted(tp.partition for tp in assigned))
