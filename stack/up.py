@@ -18,7 +18,7 @@ from stack.errors import StackError
 from stack.identity import ProcessIdentity, identify, machine
 from stack.local import Stack
 from stack.locations import cache_dir, delete_tree
-from stack.ports import HOST, Ports
+from stack.ports import HOST, Ports, require_free
 from stack.process import tail
 from stack.services import Services, environment
 
@@ -57,6 +57,11 @@ def up(*, kafka_port: int = KAFKA_PORT, postgres_port: int = POSTGRES_PORT, keep
         if owner is not None:
             print("Already running; `python -m stack down` stops it.")
         else:
+            # Looked at here as well, where the option can be named.
+            if not os.environ.get("FIRSTCOME_KAFKA_BOOTSTRAP"):
+                require_free(kafka_port, "Kafka (--kafka-port)")
+            if not os.environ.get("FIRSTCOME_POSTGRES_DSN"):
+                require_free(postgres_port, "PostgreSQL (--postgres-port)")
             local.prepare()  # here rather than in the background, where nobody sees how far the downloads are
             owner = _start_owner(kafka_port, postgres_port, keep=keep)
     print(describe(owner))
@@ -173,7 +178,8 @@ def _start_owner(kafka_port: int, postgres_port: int, *, keep: bool) -> Owner:
         while (owner := _read_owner()) is None:
             if process.poll() is not None:
                 raise StackError(
-                    log_path.read_text(errors="replace").strip() or "The owner process ended without a word."
+                    log_path.read_text(errors="replace").strip().removeprefix("stack: ")
+                    or "The owner process ended without a word."
                 )
             if time.monotonic() > deadline:
                 raise StackError(f"Not ready within {_UP_TIMEOUT_S} s:\n{tail(log_path)}")
