@@ -1,0 +1,166 @@
+"""The outcomes topic of one partition against the rows of the tables."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+from coupon.v1 import events_pb2
+
+from checker.classify import header
+from checker.findings import Check, Findings
+from checker.outcomes import (
+    DIGEST_BYTES,
+    content_digest,
+    digest,
+    event_of,
+    parse_event,
+    time_ms,
+)
+from checker.records import Record, Ticket, VerdictRow
+from checker.tally import Tally
+
+_NONE = bytes(DIGEST_BYTES)
+
+
+class Published:
+    """What the outcomes of one partition must be, by offset, as digests: a million of them take 60 MB."""
+
+    def __init__(self, findings: Findings, tally: Tally, line_topic: str, partition: int) -> None:
+        self._findings = findings
+        self._tally = tally
+        self._line_topic = line_topic
+        self._partition = partition
+        self._expected = bytearray()
+        self._envelope = bytearray()
+        self._seen = bytearray()
+        self._times_ms = array("q")
+        self._stray_grants: dict[tuple[str, str], Ticket] = {}
+        self.count = 0
+        self.repeated = 0
+        self.duplicates = 0
+        self._first_offset_seen: int | None = None
+
+    def expect(self, record: Record, row: VerdictRow) -> None:
+        """The next record of the line and its row."""
+        self._grow(record.offset)
+        ce_type, value = event_of(row)
+        key = None if row.coupon_id is None else row.coupon_id.encode()
+        at = record.offset * DIGEST_BYTES
+        self._expected[at : at + DIGEST_BYTES] = digest(ce_type, value)
+        traceparent = header(record.headers, "traceparent") or None
+        self._envelope[at : at + DIGEST_BYTES] = digest(key, traceparent, b"1.0", b"application/protobuf")
+        self._times_ms[record.offset] = record.timestamp_ms
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Take in records of the outcomes topic, once the line's partition has been read."""
+        for record in records:
+            self.count += 1
+            offset = self._offset(record)
+            if offset is None:
+                self._findings.add(
+                    Check.OUTCOME_WITHOUT_ROW,
+                    f"outcome {Ticket(record.partition, record.offset)} has the ce_id "
+                    f"{header(record.headers, 'ce_id')!r}, which is no verdict of this partition",
+                )
+                self._grant_without_row(record)
+                continue
+            if self._first_offset_seen is None:
+                self._first_offset_seen = offset
+            at = offset * DIGEST_BYTES
+            content = content_digest(record)
+            earlier = self._seen[at : at + DIGEST_BYTES]
+            if earlier != _NONE:
+                self.repeated += 1
+                if earlier == content:
+                    continue
+                self._findings.add(
+                    Check.OUTCOME_CONTRADICTORY,
+                    f"outcome {Ticket(record.partition, record.offset)} is not what an earlier one said",
+                    ticket=Ticket(self._partition, offset),
+                )
+            else:
+                self._seen[at : at + DIGEST_BYTES] = content
+            self._compare(record, offset)
+
+    def finish(self, outcomes_begin: int) -> None:
+        """To be called behind the last outcome: every row must have had one.
+
+        Outcomes are kept for some days only. If theirs no longer begin at 0, what lies before the first that is left
+        may be gone, lawfully.
+        """
+        count = len(self._times_ms)
+        start = 0 if outcomes_begin == 0 else count if self._first_offset_seen is None else self._first_offset_seen
+        for offset in range(start, count):
+            at = offset * DIGEST_BYTES
+            if self._expected[at : at + DIGEST_BYTES] != _NONE and self._seen[at : at + DIGEST_BYTES] == _NONE:
+                self._findings.add(
+                    Check.OUTCOME_MISSING, "has a row, but no outcome", ticket=Ticket(self._partition, offset)
+                )
+
+    def _grow(self, offset: int) -> None:
+        missing = offset + 1 - len(self._times_ms)
+        if missing > 0:
+            for digests in (self._expected, self._envelope, self._seen):
+                digests.extend(bytes(missing * DIGEST_BYTES))
+            self._times_ms.extend([0] * missing)
+
+    def _offset(self, record: Record) -> int | None:
+        ce_id = (header(record.headers, "ce_id") or b"").decode(errors="replace")
+        topic, _, rest = ce_id.rpartition("/")
+        if topic != f"{self._line_topic}/{self._partition}" or not rest.isdecimal():
+            return None
+        offset = int(rest)
+        at = offset * DIGEST_BYTES
+        if offset >= len(self._times_ms) or self._expected[at : at + DIGEST_BYTES] == _NONE:
+            return None
+        return offset
+
+    def _compare(self, record: Record, offset: int) -> None:
+        ticket, place = Ticket(self._partition, offset), Ticket(record.partition, record.offset)
+        at = offset * DIGEST_BYTES
+        ce_type = header(record.headers, "ce_type")
+        expected = self._expected[at : at + DIGEST_BYTES]
+        if digest(ce_type, record.value) != expected:
+            event = parse_event(ce_type, record.value)
+            # Protobuf may be written in more than one way.
+            if event is None or digest(ce_type, event.SerializeToString(deterministic=True)) != expected:
+                said = " ".join(str(event).split()) if event is not None else "not an outcome event"
+                self._findings.add(
+                    Check.OUTCOME_DIFFERS, f"outcome {place} is not as the row has it: {said}", ticket=ticket
+                )
+                self._grant_without_row(record)
+        envelope = digest(
+            record.key,
+            header(record.headers, "traceparent") or None,
+            header(record.headers, "ce_specversion"),
+            header(record.headers, "content-type"),
+        )
+        if (
+            envelope != self._envelope[at : at + DIGEST_BYTES]
+            or time_ms(header(record.headers, "ce_time")) != self._times_ms[offset]
+            or not header(record.headers, "ce_source")
+        ):
+            self._findings.add(
+                Check.OUTCOME_DIFFERS,
+                f"outcome {place}: its key or headers do not follow from the line's record: {record.key!r} "
+                f"{record.headers}",
+                ticket=ticket,
+            )
+
+    def _grant_without_row(self, record: Record) -> None:
+        """A grant that the tables do not have at that ticket may be the second that its user was told of."""
+        event = parse_event(header(record.headers, "ce_type"), record.value)
+        if not isinstance(event, events_pb2.CouponIssuedEvent):
+            return
+        place = Ticket(record.partition, record.offset)
+        key = (event.coupon_id, event.user_id)
+        other = self._tally.grant_of(*key) or self._stray_grants.get(key)
+        if other is not None and str(other) != event.ticket:
+            self.duplicates += 1
+            self._findings.add(
+                Check.TWICE_IN_OUTCOMES,
+                f"outcome {place} grants {event.coupon_id} to {event.user_id} by {event.ticket}, who has it by {other}",
+                coupon_id=event.coupon_id,
+            )
+        self._stray_grants.setdefault(key, place)
