@@ -77,6 +77,14 @@ def rfc3339(time_us: int) -> bytes:
     return datetime.fromtimestamp(time_us / 1_000_000, UTC).isoformat(timespec="milliseconds").encode()
 
 
+def parse_rfc3339(text: bytes) -> int:
+    """`ce_time` as microseconds since the epoch; 0 where it is no time."""
+    try:
+        return int(datetime.fromisoformat(text.decode()).timestamp() * 1000) * 1000
+    except ValueError:
+        return 0
+
+
 # Coupons
 
 

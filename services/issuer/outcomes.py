@@ -1,0 +1,211 @@
+"""The tail of the outcomes topic: what was settled, told at once to those who wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from coupon.v1 import events_pb2
+
+from services.domain.model import Coupon, CouponId, Reason, RequestId, Ticket, UserId
+from services.runtime import wire
+from services.runtime.kafka import CE_TYPE, KafkaAway, OutOfLog, PartitionReader, Record
+from services.runtime.log import get_logger
+from services.runtime.pace import Pace
+from services.runtime.rpc_errors import unavailable
+
+log = get_logger(__name__)
+
+POLL_RECORDS_MAX = 10_000
+POLL_MS = 1_000
+NO_USER = UserId("")
+"""The user of a change's waiter."""
+
+Event = events_pb2.CouponIssuedEvent | events_pb2.CouponRejectedEvent | events_pb2.CouponChangedEvent
+WaitKey = tuple[CouponId, UserId, RequestId]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An outcome as it came: when its request was taken into the line, and when its verdict was published."""
+
+    event: Event
+    ticket: Ticket
+    accept_us: int
+    publish_us: int
+
+    @property
+    def is_grant(self) -> bool:
+        """Whether the user has the coupon, by this record or by the earlier one that it repeats."""
+        event = self.event
+        if isinstance(event, events_pb2.CouponRejectedEvent):
+            return event.reason == Reason.REPEATED and bool(event.issued_ticket)
+        return isinstance(event, events_pb2.CouponIssuedEvent)
+
+
+class Waiter:
+    """Waits for the verdict of one request; registered before it is sent, since the outcome may come first."""
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        self._ticket: Ticket | None = None
+        self._early: dict[Ticket, Told] = {}
+
+    def bind(self, ticket: Ticket) -> None:
+        """The request's own ticket, once it is known."""
+        self._ticket = ticket
+        if ticket in self._early:
+            self._resolve(self._early[ticket])
+        self._early.clear()
+
+    def tell(self, told: Told) -> None:
+        """A grant counts from any record of the key, a rejection only from the own ticket."""
+        if told.is_grant or told.ticket == self._ticket:
+            self._resolve(told)
+        elif self._ticket is None:
+            self._early[told.ticket] = told
+
+    async def wait(self, timeout_s: float) -> Told | None:
+        """The outcome, or None when the time is over."""
+        done, _ = await asyncio.wait([self._future], timeout=max(timeout_s, 0))
+        return self._future.result() if done else None
+
+    def _resolve(self, told: Told) -> None:
+        if not self._future.done():
+            self._future.set_result(told)
+
+
+class OutcomesTail:
+    """Follows all partitions of the outcomes topic from their ends on."""
+
+    def __init__(
+        self, make_reader: Callable[[int], PartitionReader], partition_count: int, *, waiters_max: int
+    ) -> None:
+        self._make_reader = make_reader
+        self._partition_count = partition_count
+        self._waiters_max = waiters_max
+        self._waiters: dict[WaitKey, list[Waiter]] = {}
+        self._waiter_count = 0
+        self._seen: dict[int, int] = {}
+        self._settled: dict[int, int] = {}
+        self._positioned: set[int] = set()
+        self._ready = asyncio.Event()
+        self.on_coupon: Callable[[Coupon], None] = lambda coupon: None
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Follow until `stopping` is set."""
+        async with asyncio.TaskGroup() as group:
+            for partition in range(self._partition_count):
+                group.create_task(self._follow(partition, stopping))
+
+    async def ready(self) -> None:
+        """Returns once there is a position on every partition and its last outcome has been read."""
+        await self._ready.wait()
+
+    def seen(self) -> Mapping[int, int]:
+        """The highest ticket offset among the outcomes seen, by partition of the line."""
+        return dict(self._seen)
+
+    def settled(self, partition: int, next_offset: int) -> None:
+        """The tables' own progress, which may be ahead of the outcomes."""
+        self._settled[partition] = max(next_offset, self._settled.get(partition, 0))
+
+    def unsettled(self, partition: int, offset: int) -> int:
+        """How many records of the partition are ahead of that offset and not known to be settled."""
+        return max(0, offset - self._settled.get(partition, 0))
+
+    def register(self, key: WaitKey) -> Waiter:
+        """A waiter for the key; `leave` must follow. Raises Refusal (OVERLOADED) above the limit."""
+        if self._waiter_count >= self._waiters_max:
+            raise unavailable("OVERLOADED", f"more than {self._waiters_max} calls wait for a verdict", key[2])
+        waiter = Waiter()
+        self._waiters.setdefault(key, []).append(waiter)
+        self._waiter_count += 1
+        return waiter
+
+    def leave(self, key: WaitKey, waiter: Waiter) -> None:
+        """The waiter waits no more."""
+        waiters = self._waiters[key]
+        waiters.remove(waiter)
+        self._waiter_count -= 1
+        if not waiters:
+            del self._waiters[key]
+
+    async def _follow(self, partition: int, stopping: asyncio.Event) -> None:
+        reader = self._make_reader(partition)
+        pace = Pace(stopping)
+        try:
+            while not stopping.is_set():
+                try:
+                    await self._follow_from_end(partition, reader, stopping, pace)
+                except (KafkaAway, OutOfLog) as error:
+                    log.warning("tail_interrupted", partition=partition, error=str(error))
+                    await pace.failed()
+        finally:
+            await reader.stop()
+
+    async def _follow_from_end(
+        self, partition: int, reader: PartitionReader, stopping: asyncio.Event, pace: Pace
+    ) -> None:
+        begin, end = await reader.bounds()
+        # From the last outcome there is, so that it is known how far the line was settled at least.
+        await reader.seek(max(begin, end - 1))
+        position = end if begin == end else end - 1
+        while not stopping.is_set():
+            if position >= end and partition not in self._positioned:
+                self._positioned.add(partition)
+                if len(self._positioned) == self._partition_count:
+                    self._ready.set()
+            records = await reader.poll(max_records=POLL_RECORDS_MAX, timeout_ms=POLL_MS)
+            if records:
+                position = records[-1].offset + 1
+                self._read(partition, records)
+                pace.succeeded()
+
+    def _read(self, partition: int, records: Sequence[Record]) -> None:
+        highest = max((_line_offset(record) for record in records), default=-1)
+        self._seen[partition] = max(highest, self._seen.get(partition, -1))
+        self.settled(partition, highest + 1)
+        for record in records:
+            # In a rush almost no one waits for almost all outcomes: those are not even parsed.
+            changed = record.header(CE_TYPE) == b"coupon.v1.CouponChangedEvent"
+            if not changed and not self._waiters:
+                continue
+            told = _parse(record)
+            if told is None:
+                continue
+            if isinstance(told.event, events_pb2.CouponChangedEvent):
+                _, outcome = wire.parse_change_outcome(record.value or b"")
+                if outcome.coupon is not None:
+                    self.on_coupon(outcome.coupon)
+                user_id = NO_USER
+            else:
+                user_id = UserId(told.event.user_id)
+            key = CouponId(told.event.coupon_id), user_id, RequestId(told.event.request_id)
+            for waiter in self._waiters.get(key, ()):
+                waiter.tell(told)
+
+
+_EVENTS: Mapping[bytes, type[Event]] = {
+    wire.ISSUED.encode(): events_pb2.CouponIssuedEvent,
+    wire.REJECTED.encode(): events_pb2.CouponRejectedEvent,
+    wire.CHANGED.encode(): events_pb2.CouponChangedEvent,
+}
+
+
+def _line_offset(record: Record) -> int:
+    """The offset in the line of the record that was settled, from `ce_id`."""
+    _, _, digits = (record.header("ce_id") or b"").rpartition(b"/")
+    return int(digits) if digits.isdigit() else -1
+
+
+def _parse(record: Record) -> Told | None:
+    message = _EVENTS.get(record.header(CE_TYPE) or b"")
+    if message is None or record.value is None:
+        return None
+    event = message.FromString(record.value)
+    ticket = Ticket.parse(event.ticket)
+    if ticket is None:
+        return None
+    return Told(event, ticket, wire.parse_rfc3339(record.header("ce_time") or b""), record.timestamp_ms * 1000)

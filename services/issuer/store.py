@@ -1,0 +1,220 @@
+"""All of the issuer's SQL. It only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.domain.model import (
+    Coupon,
+    CouponId,
+    CouponState,
+    Grant,
+    Reason,
+    RequestId,
+    Switch,
+    Ticket,
+    UserId,
+)
+from services.runtime.postgres import connection
+
+Key = tuple[CouponId, UserId]
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A row of user_coupon; times in microseconds since the epoch."""
+
+    coupon_id: CouponId
+    user_id: UserId
+    grant: Grant
+    accept_us: int
+    settle_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row of rejected_issue. Ids are None where a parked record had none to keep."""
+
+    ticket: Ticket
+    coupon_id: CouponId | None
+    user_id: UserId | None
+    request_id: RequestId | None
+    reason: Reason
+    issued_ticket: Ticket | None
+    redrive_of: Ticket | None
+    accept_us: int
+    settle_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRow:
+    """A row of coupon_change: the published CouponChangedEvent, whole."""
+
+    ticket: Ticket
+    outcome: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Next offset to be settled, by partition, from the same snapshot as the coupons beside it."""
+
+    next_offsets: Mapping[int, int]
+    coupons: Mapping[CouponId, Coupon]
+
+
+class IssuerStore:
+    """Reads the ledger's tables. Every method raises DatabaseAway."""
+
+    def __init__(self, engine: AsyncEngine, line_topic: str) -> None:
+        self._engine = engine
+        self._topic = line_topic
+
+    async def look_up(
+        self, keys: Sequence[Key], coupon_ids: Sequence[CouponId]
+    ) -> tuple[Mapping[Key, Granted], Progress | None]:
+        """Who of these has the coupon; and, where any are asked for, the coupons with the ledger's progress."""
+        async with connection(self._engine) as db:
+            progress = _progress(await db.fetch(_COUPONS, self._topic, coupon_ids)) if coupon_ids else None
+            rows = await db.fetch(_GRANTS, [user for _, user in keys], [coupon for coupon, _ in keys])
+        return {(row["coupon_id"], row["user_id"]): _granted(row) for row in rows}, progress
+
+    async def progress(self, coupon_ids: Sequence[CouponId] = ()) -> Progress:
+        """The ledger's progress, and these coupons."""
+        async with connection(self._engine) as db:
+            return _progress(await db.fetch(_COUPONS, self._topic, list(coupon_ids)))
+
+    async def coupons(self, after: str, state: CouponState | None, now_us: int, limit: int) -> list[Coupon]:
+        """Coupons by id behind `after`, at most `limit`, of that state at that time."""
+        async with connection(self._engine) as db:
+            rows = await db.fetch(_LIST, after, _time(now_us), state.value if state else None, limit)
+        return [_coupon(row) for row in rows]
+
+    async def verdict(self, ticket: Ticket) -> Granted | Refused | ChangeRow | None:
+        """The row of that ticket, whichever table has it."""
+        async with connection(self._engine) as db:
+            if row := await db.fetchrow(_GRANT_BY_TICKET, ticket.partition, ticket.offset):
+                return _granted(row)
+            if row := await db.fetchrow(_REFUSED_BY_TICKET, ticket.partition, ticket.offset):
+                return _refused(row)
+            if row := await db.fetchrow(_CHANGE_BY_TICKET, ticket.partition, ticket.offset):
+                return ChangeRow(ticket, row["outcome"])
+        return None
+
+    async def redriven(self, original: Ticket) -> Granted | Refused | None:
+        """The row that settled a redrive of that ticket: the first that is not PARKED."""
+        async with connection(self._engine) as db:
+            if row := await db.fetchrow(_GRANT_BY_REDRIVE, str(original)):
+                return _granted(row)
+            if row := await db.fetchrow(_REFUSED_BY_REDRIVE, str(original)):
+                return _refused(row)
+        return None
+
+    async def grant(self, key: Key) -> Granted | None:
+        """The user's coupon."""
+        grants, _ = await self.look_up([key], [])
+        return grants.get(key)
+
+    async def first_change(self, coupon_id: CouponId, request_id: RequestId) -> Ticket | None:
+        """The ticket of the first change with that request_id."""
+        async with connection(self._engine) as db:
+            row = await db.fetchrow(_FIRST_CHANGE, coupon_id, request_id)
+        return Ticket(row["ticket_partition"], row["ticket_offset"]) if row else None
+
+
+def _progress(rows: Iterable[Any]) -> Progress:
+    next_offsets: dict[int, int] = {}
+    coupons: dict[CouponId, Coupon] = {}
+    for row in rows:
+        next_offsets[row["partition"]] = row["next_offset"]
+        if row["coupon_id"] is not None:
+            coupons[row["coupon_id"]] = _coupon(row)
+    return Progress(next_offsets, coupons)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def _to_us(time: datetime) -> int:
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def _time(time_us: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=time_us)
+
+
+def _coupon(row: Any) -> Coupon:
+    return Coupon(
+        coupon_id=row["coupon_id"],
+        partition=row["topic_partition"],
+        display_name=row["display_name"],
+        total=row["total"],
+        remaining=row["remaining"],
+        issued=row["issued_count"],
+        start_us=None if row["start_time"] is None else _to_us(row["start_time"]),
+        end_us=None if row["end_time"] is None else _to_us(row["end_time"]),
+        switch=Switch(row["state"]),
+        etag=row["etag"],
+        create_us=_to_us(row["create_time"]),
+        update_us=_to_us(row["update_time"]),
+    )
+
+
+def _granted(row: Any) -> Granted:
+    ticket = Ticket(row["ticket_partition"], row["ticket_offset"])
+    return Granted(
+        row["coupon_id"],
+        row["user_id"],
+        Grant(row["request_id"], row["sequence"], ticket),
+        _to_us(row["accepted_at"]),
+        _to_us(row["issued_at"]),
+    )
+
+
+def _refused(row: Any) -> Refused:
+    return Refused(
+        Ticket(row["ticket_partition"], row["ticket_offset"]),
+        row["coupon_id"],
+        row["user_id"],
+        row["request_id"],
+        Reason(row["reason"]),
+        Ticket.parse(row["issued_ticket"] or ""),
+        Ticket.parse(row["redrive_of"] or ""),
+        _to_us(row["accepted_at"]),
+        _to_us(row["rejected_at"]),
+    )
+
+
+_COUPONS = """
+SELECT p.partition, p.next_offset, c.*
+FROM ledger_progress p LEFT JOIN coupon c ON c.topic_partition = p.partition AND c.coupon_id = ANY($2::text[])
+WHERE p.topic = $1"""
+_GRANTS = """
+SELECT g.* FROM unnest($1::text[], $2::text[]) AS asked (user_id, coupon_id)
+JOIN user_coupon g USING (user_id, coupon_id)"""
+# The states in the order of domain.decide.refusal.
+_LIST = """
+SELECT * FROM coupon
+WHERE coupon_id > $1 AND ($3::text IS NULL OR $3 = CASE
+    WHEN state = 'CLOSED' THEN 'CLOSED'
+    WHEN start_time > $2 THEN 'SCHEDULED'
+    WHEN end_time <= $2 THEN 'ENDED'
+    WHEN state = 'PAUSED' THEN 'PAUSED'
+    WHEN remaining <= 0 THEN 'SOLD_OUT'
+    ELSE 'ACTIVE' END)
+ORDER BY coupon_id LIMIT $4"""
+_GRANT_BY_TICKET = "SELECT * FROM user_coupon WHERE ticket_partition = $1 AND ticket_offset = $2"
+_REFUSED_BY_TICKET = "SELECT * FROM rejected_issue WHERE ticket_partition = $1 AND ticket_offset = $2"
+_CHANGE_BY_TICKET = "SELECT outcome FROM coupon_change WHERE ticket_partition = $1 AND ticket_offset = $2"
+_GRANT_BY_REDRIVE = "SELECT * FROM user_coupon WHERE redrive_of = $1"
+_REFUSED_BY_REDRIVE = """
+SELECT * FROM rejected_issue WHERE redrive_of = $1 AND reason <> 'PARKED'
+ORDER BY ticket_partition, ticket_offset LIMIT 1"""
+_FIRST_CHANGE = """
+SELECT ticket_partition, ticket_offset FROM coupon_change
+WHERE coupon_id = $1 AND request_id = $2 AND result <> 'REPEATED'"""

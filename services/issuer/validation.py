@@ -1,0 +1,241 @@
+"""Requests to values: every bad field is found and named at once."""
+
+from __future__ import annotations
+
+import unicodedata
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coupon.v1 import coupon_pb2, events_pb2, issuer_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.domain.decide import UPDATE_PATHS
+from services.domain.model import (
+    DISPLAY_NAME_LENGTH_MAX,
+    TOTAL_QUANTITY_MAX,
+    CouponId,
+    RequestId,
+    Ticket,
+    UserId,
+    is_id,
+    is_request_id,
+)
+from services.runtime.rpc_errors import Violation, invalid
+
+BATCH_REQUESTS_MAX = 1_000
+PAGE_SIZE_DEFAULT = 50
+PAGE_SIZE_MAX = 1_000
+_SECONDS_MIN = -62_135_596_800
+_SECONDS_MAX = 253_402_300_799
+_ID_RULE = "must be 1 to 128 of A-Z a-z 0-9 . _ ~ @ : + -"
+_Change = events_pb2.CouponChangeRequestedEvent
+
+
+@dataclass(frozen=True, slots=True)
+class IssueCall:
+    """A checked IssueCouponRequest."""
+
+    coupon_id: CouponId
+    user_id: UserId
+    request_id: RequestId
+    wait: bool
+
+
+class _Fields:
+    """Collects violations; `finish` raises them all."""
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
+        self._violations: list[Violation] = []
+
+    def bad(self, field: str, description: str) -> None:
+        self._violations.append(Violation(self._prefix + field, description))
+
+    def identifier(self, field: str, text: str) -> str:
+        if not is_id(text):
+            self.bad(field, _ID_RULE)
+        return text
+
+    def coupon_name(self, field: str, text: str) -> CouponId:
+        collection, _, coupon_id = text.partition("/")
+        if collection != "coupons" or not is_id(coupon_id):
+            self.bad(field, f"must be coupons/{{coupon_id}}, where the id {_ID_RULE}")
+        return CouponId(coupon_id)
+
+    def request_id(self, text: str) -> RequestId:
+        if not text:
+            return RequestId(str(uuid.uuid4()))
+        if not is_request_id(text):
+            self.bad("request_id", "must be a UUID, as in 123e4567-e89b-12d3-a456-426614174000")
+        return RequestId(text)
+
+    def time(self, field: str, message: Timestamp) -> tuple[int, int]:
+        if not (_SECONDS_MIN <= message.seconds <= _SECONDS_MAX and 0 <= message.nanos <= 999_999_999):
+            self.bad(field, "must be a time from 0001-01-01T00:00:00Z to 9999-12-31T23:59:59.999999999Z")
+        return message.seconds, message.nanos // 1000
+
+    def display_name(self, field: str, text: str) -> None:
+        if len(text) > DISPLAY_NAME_LENGTH_MAX:
+            self.bad(field, f"must be at most {DISPLAY_NAME_LENGTH_MAX} characters")
+        if any(unicodedata.category(c) == "Cc" for c in text):
+            self.bad(field, "must have no control characters")
+
+    def window(self, prefix: str, coupon: coupon_pb2.Coupon) -> None:
+        start = self.time(f"{prefix}start_time", coupon.start_time)
+        end = self.time(f"{prefix}end_time", coupon.end_time)
+        if coupon.HasField("start_time") and coupon.HasField("end_time") and end <= start:
+            self.bad(f"{prefix}end_time", "must be after start_time")
+
+    def finish(self, request_id: str = "") -> None:
+        if self._violations:
+            raise invalid(self._violations, request_id if is_request_id(request_id) else "")
+
+
+def issue_call(request: issuer_pb2.IssueCouponRequest) -> IssueCall:
+    """Raises Refusal."""
+    fields = _Fields()
+    call = IssueCall(
+        fields.coupon_name("coupon", request.coupon),
+        UserId(fields.identifier("user_id", request.user_id)),
+        fields.request_id(request.request_id),
+        request.wait,
+    )
+    fields.finish(call.request_id)
+    return call
+
+
+def batch(request: issuer_pb2.BatchIssueCouponsRequest) -> Sequence[issuer_pb2.IssueCouponRequest]:
+    """The requests of a batch, each still to be checked by itself. Raises Refusal for their number."""
+    fields = _Fields()
+    if not 1 <= len(request.requests) <= BATCH_REQUESTS_MAX:
+        fields.bad("requests", f"must be 1 to {BATCH_REQUESTS_MAX} requests, not {len(request.requests)}")
+    fields.finish()
+    return request.requests
+
+
+def issuance(name: str, ticket: str) -> tuple[CouponId, UserId, Ticket | None]:
+    """The coupon and user of an issuance's name, and the ticket if one is given. Raises Refusal."""
+    fields = _Fields()
+    parts = name.split("/")
+    coupon_id = user_id = ""
+    if len(parts) == 4 and parts[0] == "coupons" and parts[2] == "issuances":
+        _, coupon_id, _, user_id = parts
+    if not (is_id(coupon_id) and is_id(user_id)):
+        fields.bad("name", f"must be coupons/{{coupon_id}}/issuances/{{user_id}}, where each id {_ID_RULE}")
+    parsed = Ticket.parse(ticket) if ticket else None
+    if ticket and parsed is None:
+        fields.bad("ticket", 'must be "<partition>-<offset>"')
+    fields.finish()
+    return CouponId(coupon_id), UserId(user_id), parsed
+
+
+def coupon_name(name: str) -> CouponId:
+    """The id in coupons/{coupon_id}. Raises Refusal."""
+    fields = _Fields()
+    coupon_id = fields.coupon_name("name", name)
+    fields.finish()
+    return coupon_id
+
+
+def page_size(asked: int) -> int:
+    """How many rows a page may have: the default for 0, over-large ones coerced. Raises Refusal if negative."""
+    fields = _Fields()
+    if asked < 0:
+        fields.bad("page_size", "must not be negative")
+    fields.finish()
+    return min(asked or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+
+
+def known_state(state: int) -> int:
+    """A state to filter by, as the request has it. Raises Refusal if it is none."""
+    fields = _Fields()
+    if state not in coupon_pb2.Coupon.State.values():
+        fields.bad("state", "must be a state of Coupon")
+    fields.finish()
+    return state
+
+
+def create(request: coupon_pb2.CreateCouponRequest) -> events_pb2.CouponChangeRequestedEvent:
+    """The change that CreateCoupon asks for. Raises Refusal."""
+    fields = _Fields()
+    coupon_id = fields.identifier("coupon_id", request.coupon_id)
+    request_id = fields.request_id(request.request_id)
+    coupon = request.coupon
+    if not request.HasField("coupon"):
+        fields.bad("coupon", "is required")
+    elif not 1 <= coupon.total_quantity <= TOTAL_QUANTITY_MAX:
+        fields.bad("coupon.total_quantity", f"must be from 1 to {TOTAL_QUANTITY_MAX}")
+    fields.display_name("coupon.display_name", coupon.display_name)
+    fields.window("coupon.", coupon)
+    fields.finish(request_id)
+    wanted = _written(coupon, ("display_name", "start_time", "end_time"))
+    wanted.total_quantity = coupon.total_quantity
+    return _Change(coupon_id=coupon_id, request_id=request_id, action=_Change.CREATE, coupon=wanted)
+
+
+def update(request: coupon_pb2.UpdateCouponRequest) -> events_pb2.CouponChangeRequestedEvent:
+    """The change that UpdateCoupon asks for; without a mask, all that is set. Raises Refusal."""
+    fields = _Fields()
+    request_id = fields.request_id(request.request_id)
+    coupon = request.coupon
+    coupon_id = fields.coupon_name("coupon.name", coupon.name)
+    paths = sorted(set(request.update_mask.paths))
+    if "*" in paths:
+        paths = sorted(UPDATE_PATHS)
+    if not request.HasField("update_mask"):
+        paths = sorted(name for name in UPDATE_PATHS if _is_set(coupon, name))
+    unknown = [path for path in paths if path not in UPDATE_PATHS]
+    if unknown:
+        fields.bad("update_mask", f"may name {', '.join(sorted(UPDATE_PATHS))}, not {', '.join(unknown)}"[:500])
+    elif not paths:
+        fields.bad("update_mask", f"must name at least one of {', '.join(sorted(UPDATE_PATHS))}")
+    fields.display_name("coupon.display_name", coupon.display_name)
+    fields.window("coupon.", coupon)
+    if coupon.etag and Ticket.parse(coupon.etag) is None:
+        fields.bad("coupon.etag", "must be an etag that the service gave")
+    fields.finish(request_id)
+    return _Change(
+        coupon_id=coupon_id,
+        request_id=request_id,
+        action=_Change.UPDATE,
+        coupon=_written(coupon, paths),
+        update_paths=paths,
+        etag=coupon.etag,
+    )
+
+
+def adjust_stock(request: coupon_pb2.AdjustStockRequest) -> events_pb2.CouponChangeRequestedEvent:
+    """The change that AdjustStock asks for. Raises Refusal."""
+    fields = _Fields()
+    coupon_id = fields.coupon_name("name", request.name)
+    request_id = fields.request_id(request.request_id)
+    if request.delta == 0 or abs(request.delta) > TOTAL_QUANTITY_MAX:
+        fields.bad("delta", f"must not be 0, and at most {TOTAL_QUANTITY_MAX} either way")
+    fields.finish(request_id)
+    return _Change(coupon_id=coupon_id, request_id=request_id, action=_Change.ADJUST_STOCK, stock_delta=request.delta)
+
+
+def switch(name: str, request_id: str, action: events_pb2.CouponChangeRequestedEvent.Action) -> _Change:
+    """The change that PauseCoupon, ResumeCoupon or CloseCoupon asks for. Raises Refusal."""
+    fields = _Fields()
+    coupon_id = fields.coupon_name("name", name)
+    checked = fields.request_id(request_id)
+    fields.finish(checked)
+    return _Change(coupon_id=coupon_id, request_id=checked, action=action)
+
+
+def _is_set(coupon: coupon_pb2.Coupon, path: str) -> bool:
+    return bool(coupon.display_name) if path == "display_name" else coupon.HasField(path)
+
+
+def _written(coupon: coupon_pb2.Coupon, paths: Sequence[str]) -> coupon_pb2.Coupon:
+    """Only what the paths name: the record must not carry what it does not ask for."""
+    kept = coupon_pb2.Coupon()
+    if "display_name" in paths:
+        kept.display_name = coupon.display_name
+    if "start_time" in paths and coupon.HasField("start_time"):
+        kept.start_time.CopyFrom(coupon.start_time)
+    if "end_time" in paths and coupon.HasField("end_time"):
+        kept.end_time.CopyFrom(coupon.end_time)
+    return kept
