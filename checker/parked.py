@@ -43,7 +43,7 @@ class DeadLetters:
         self._findings = findings
         self._line_topic = line_topic
         self._open: dict[Ticket, _DeadLetter] = {}
-        # Original ticket to the digest of its record, or None where only a redrive of it was seen to fail.
+        # Original ticket to the digest of its record, or None where a redrive of it failed.
         self._filed: dict[Ticket, bytes | None] = {}
         self.count = 0
 
@@ -77,9 +77,10 @@ class DeadLetters:
         original = None if row.redrive_of is None else parse_ticket(row.redrive_of)
         own = content_digest(record)
         if original is None:
-            self._filed[ticket] = own
+            self._filed.setdefault(ticket, own)
         else:
-            self._filed.setdefault(original, None)
+            # Whose bytes the row then has (a correction may have been redriven) is the dlq's business.
+            self._filed[original] = None
         letter = self._open.pop(ticket, None)
         if letter is None:
             self._findings.add(Check.DEAD_LETTER_MISSING, f"parked ({row.detail}), but not on the DLQ", ticket=ticket)
