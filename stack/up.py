@@ -216,10 +216,12 @@ def _watch(stack: Stack, services: Services) -> None:
     while True:
         for engine in stack.own_engines():
             if not engine.running:
-                raise StackError(
+                # Said before the rest is stopped, which may take a while.
+                progress.say(
                     f"{engine.name} has ended (status {engine.returncode}), so everything is stopped. "
                     f"The end of its log:\n{tail(engine.log_path)}"
                 )
+                sys.exit(1)
         for name, process in services.processes.items():
             if not process.running and restarts[name] < _SERVICE_RESTARTS_MAX:
                 restarts[name] += 1

@@ -1,0 +1,117 @@
+"""`python -m stack up` and `down`, in a copy of the checkout whose services only answer their health check."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import astuple
+from pathlib import Path
+
+import pytest
+
+from stack import Ports, free_port, locations, ports
+from tests.integration.test_stack import HEALTHY, fetch
+
+
+class Checkout:
+    """A copy of the stack, with stand-ins for what it runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kafka_port = free_port()
+        self.postgres_port = free_port()
+        self.dsn = f"postgresql://firstcome@127.0.0.1:{self.postgres_port}/firstcome"
+        shutil.copytree(locations.REPOSITORY / "stack", folder / "stack")
+        for name in ("issuer", "ledger", "dlq"):
+            self.service(name, HEALTHY)
+        (folder / "migrations").mkdir()
+        (folder / "migrations" / "__main__.py").write_text("")
+        cache = folder / ".cache"
+        cache.mkdir()
+        for engine in ("kafka", "postgres"):  # the downloads of the real checkout
+            (cache / engine).symlink_to(locations.cache_dir() / engine)
+
+    def service(self, name: str, program: str) -> None:
+        path = self.folder / "services" / name / "__main__.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(program)
+
+    def run(self, command: str, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("FIRSTCOME_")}
+        if command == "up":
+            options = (*options, f"--kafka-port={self.kafka_port}", f"--postgres-port={self.postgres_port}")
+        return subprocess.run(
+            [sys.executable, "-m", "stack", command, *options],
+            cwd=self.folder,
+            env={**kept, **env},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def wait_until_down(self) -> None:
+        deadline = time.monotonic() + 20
+        while not self.down():
+            assert time.monotonic() < deadline, "something still listens"
+            time.sleep(0.1)
+
+    def down(self) -> bool:
+        return all(ports.is_free(port) for port in (self.kafka_port, self.postgres_port, *astuple(Ports())))
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    if not all(ports.is_free(port) for port in astuple(Ports())):
+        pytest.skip("the documented ports are in use, perhaps by `python -m stack up`")
+    # Everybody may pass: the server's user has to.
+    folder = locations.temporary_folder()
+    copy = Checkout(folder)
+    yield copy
+    copy.run("down")
+    shutil.rmtree(folder)
+
+
+def test_up_prints_the_addresses_and_down_stops_everything(checkout: Checkout) -> None:
+    done = checkout.run("up")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert f"KAFKA 127.0.0.1:{checkout.kafka_port}" in lines
+    assert f"POSTGRES {checkout.dsn}" in lines
+    assert "ISSUER 127.0.0.1:50051" in lines
+    assert "LEDGER health 127.0.0.1:50052" in lines
+    assert "DLQ 127.0.0.1:50053" in lines
+    assert sum("grpcurl" in line for line in lines) == 3
+    again = checkout.run("up")
+    assert again.returncode == 0
+    assert again.stdout.splitlines()[0].startswith("Already running")
+    assert again.stdout.splitlines()[1:] == lines
+    assert checkout.run("down").stdout == "Stopped.\n"
+    assert checkout.down()
+    assert checkout.run("down").stdout == "Not running.\n"
+
+
+def test_data_are_kept_only_when_asked_and_everything_stops_when_an_engine_ends(checkout: Checkout) -> None:
+    assert checkout.run("up").returncode == 0
+    fetch(checkout.dsn, "CREATE TABLE kept AS SELECT 42 AS number")
+    postmaster = str(fetch(checkout.dsn, "SELECT pg_read_file('postmaster.pid')"))
+    os.kill(int(postmaster.split()[0]), signal.SIGKILL)
+    checkout.wait_until_down()
+    assert "PostgreSQL has ended (status -9)" in (checkout.folder / ".cache" / "up" / "owner.log").read_text()
+    assert checkout.run("up", KEEP="1").returncode == 0
+    assert fetch(checkout.dsn, "SELECT number FROM kept") == 42
+    checkout.run("down")
+    assert checkout.run("up").returncode == 0
+    assert fetch(checkout.dsn, "SELECT to_regclass('kept')::text") is None
+    checkout.run("down")
+
+
+def test_a_service_that_cannot_start_stops_everything_and_says_why(checkout: Checkout) -> None:
+    checkout.service("dlq", "raise SystemExit('no such topic')")
+    done = checkout.run("up")
+    assert done.returncode == 1
+    assert "no such topic" in done.stderr
+    assert checkout.down()
