@@ -1,0 +1,108 @@
+"""`python -m demo`: starts everything, runs the rush, verifies, and says DEMO OK or DEMO FAILED on the last line.
+
+Exit status: 0 DEMO OK, 1 DEMO FAILED, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import asyncpg
+import grpc
+import uvloop
+from aiokafka.errors import KafkaError
+from rich.console import Console
+
+from checker import HistoryError, TopicError
+from demo.plan import Campaign, Plan, make_plan
+from demo.rush import Answers
+from demo.show import ServiceEnded, System, show
+from demo.verdict import Verdict, unverified
+from stack import Services, Stack, StackError
+from stack.process import tail
+
+PARTITIONS = 4
+CAMPAIGNS = (
+    ("early-bird", "Early bird, half price", 0.6),
+    ("free-coffee", "A free coffee", 0.25),
+    ("cinema-night", "Cinema night", 0.15),
+)
+
+
+def main() -> int:
+    """Runs the demo. Returns the exit status."""
+    options = _options()
+    plan = make_plan(options.seed, tuple(Campaign(i, n, options.stock, s) for i, n, s in CAMPAIGNS), options.people)
+    print(
+        f"demo: {options.people:,} people, {len(plan.arrivals):,} calls, "
+        f"{len(CAMPAIGNS)} coupons of {options.stock:,}; --seed {options.seed}",
+        file=sys.stderr,
+        flush=True,
+    )
+    answers_to: list[Answers] = []
+    started_s = time.monotonic()
+    try:
+        verdict = _run(plan, options.log_dir, answers_to)
+    except KeyboardInterrupt:
+        print("demo: stopped; everything that it had started is down", file=sys.stderr)
+        return 130
+    except (StackError, ServiceEnded, TopicError, HistoryError, KafkaError, OSError) as error:
+        verdict = _failed(answers_to, error)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, grpc.aio.AioRpcError, BaseExceptionGroup) as error:
+        verdict = _failed(answers_to, error)
+    print(f"demo: {time.monotonic() - started_s:.1f} s in all", file=sys.stderr, flush=True)
+    print(verdict.line, flush=True)
+    return 0 if verdict.ok else 1
+
+
+def _run(plan: Plan, log_dir: Path | None, answers_to: list[Answers]) -> Verdict:
+    with tempfile.TemporaryDirectory(prefix="firstcome-demo-") as folder, Stack.start() as stack:
+        # Servers that are not ours may have seen an earlier demo.
+        ours = not ({"FIRSTCOME_KAFKA_BOOTSTRAP", "FIRSTCOME_POSTGRES_DSN"} & os.environ.keys())
+        run = "" if ours else f"demo-{secrets.token_hex(4)}"
+        dsn = stack.create_database(run.replace("-", "_")) if run else stack.postgres_dsn
+        prefix = f"{run}." if run else ""
+        services = Services(
+            stack.kafka_bootstrap, dsn, log_dir=log_dir or Path(folder), partitions=PARTITIONS, topic_prefix=prefix
+        )
+
+        def ended() -> str | None:
+            for process in services.processes.values():
+                if not process.running:
+                    return (
+                        f"{process.name} ended (status {process.returncode}). Its log ends:\n{tail(process.log_path)}"
+                    )
+            return None
+
+        with services:
+            system = System(stack.kafka_bootstrap, dsn, services.issuer_address, PARTITIONS, prefix, ended)
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                history = Path(folder) / "history.jsonl"
+                return runner.run(show(system, plan, history, answers_to, Console()))
+
+
+def _failed(answers_to: list[Answers], error: BaseException) -> Verdict:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    print(f"demo: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    return unverified(answers_to[0] if answers_to else Answers(), type(error).__name__)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__.partition("\n")[0])
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="fixes who calls when (random)")
+    parser.add_argument("--people", type=int, default=20_000, help="how many people come (20,000)")
+    parser.add_argument("--stock", type=int, default=1_000, help="how many there are of each coupon (1,000)")
+    parser.add_argument("--log-dir", type=Path, help="where the services' logs go (a folder that is deleted)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
