@@ -13,6 +13,7 @@ UserId = NewType("UserId", str)
 RequestId = NewType("RequestId", str)
 
 ID_LENGTH_MAX = 128
+ID_LENGTH_MAX = 128
 DISPLAY_NAME_LENGTH_MAX = 256
 MESSAGE_BYTES_MAX = 1024
 """Of a dead letter's error message."""

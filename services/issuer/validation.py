@@ -13,13 +13,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.domain.decide import UPDATE_PATHS
 from services.domain.model import (
     DISPLAY_NAME_LENGTH_MAX,
+    ID_LENGTH_MAX,
     TOTAL_QUANTITY_MAX,
     CouponId,
+    CouponState,
     RequestId,
     Ticket,
     UserId,
     is_id,
     is_request_id,
+    printable,
 )
 from services.runtime.rpc_errors import Violation, invalid
 
@@ -75,6 +78,12 @@ class _Fields:
             self.bad(field, "must be a time from 0001-01-01T00:00:00Z to 9999-12-31T23:59:59.999999999Z")
         return message.seconds, message.nanos // 1000
 
+    def page_size(self, asked: int) -> int:
+        """The default for 0; over-large sizes are coerced."""
+        if asked < 0:
+            self.bad("page_size", "must not be negative")
+        return min(asked or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+
     def display_name(self, field: str, text: str) -> None:
         if len(text) > DISPLAY_NAME_LENGTH_MAX:
             self.bad(field, f"must be at most {DISPLAY_NAME_LENGTH_MAX} characters")
@@ -89,7 +98,7 @@ class _Fields:
 
     def finish(self, request_id: str = "") -> None:
         if self._violations:
-            raise invalid(self._violations, request_id if is_request_id(request_id) else "")
+            raise invalid(self._violations, printable(request_id, ID_LENGTH_MAX))
 
 
 def issue_call(request: issuer_pb2.IssueCouponRequest) -> IssueCall:
@@ -138,22 +147,18 @@ def coupon_name(name: str) -> CouponId:
     return coupon_id
 
 
-def page_size(asked: int) -> int:
-    """How many rows a page may have: the default for 0, over-large ones coerced. Raises Refusal if negative."""
+def coupon_list(request: coupon_pb2.ListCouponsRequest) -> tuple[int, CouponState | None]:
+    """Rows a page and the state to filter by. Raises Refusal."""
     fields = _Fields()
-    if asked < 0:
-        fields.bad("page_size", "must not be negative")
+    size = fields.page_size(request.page_size)
+    state = None
+    if request.state:
+        try:
+            state = CouponState(coupon_pb2.Coupon.State.Name(request.state))
+        except ValueError:
+            fields.bad("state", "must be a state of Coupon")
     fields.finish()
-    return min(asked or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
-
-
-def known_state(state: int) -> int:
-    """A state to filter by, as the request has it. Raises Refusal if it is none."""
-    fields = _Fields()
-    if state not in coupon_pb2.Coupon.State.values():
-        fields.bad("state", "must be a state of Coupon")
-    fields.finish()
-    return state
+    return size, state
 
 
 def create(request: coupon_pb2.CreateCouponRequest) -> events_pb2.CouponChangeRequestedEvent:

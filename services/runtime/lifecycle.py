@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -80,3 +80,18 @@ async def wait_for_dependencies(config: Common, engine: AsyncEngine, stopping: a
                 raise StartupError(f"not ready within {config.startup_timeout_s} s: {error}") from error
             log.info("waiting", reason=str(error))
             await pace.failed()
+
+
+async def first(background: asyncio.Task[None], stopping: asyncio.Event, until: Awaitable[None] | None = None) -> None:
+    """Return at `stopping`, or when `until` is done; raise what the background task dies of."""
+    waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(stopping.wait())]
+    if until is not None:
+        waiting.append(asyncio.ensure_future(until))
+    try:
+        await asyncio.wait([background, *waiting], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for future in waiting:
+            future.cancel()
+    if background.done():
+        background.result()
+        raise RuntimeError(f"{background.get_name()} ended by itself")

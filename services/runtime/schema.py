@@ -8,7 +8,7 @@ Verdict tables: every record of the line has one row, under its ticket, in `user
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON
 
 REVISION = "0001"
 """The newest migration; services refuse to start on another."""
@@ -122,7 +122,8 @@ dead_letter = sa.Table(
     sa.Column("attempt_count", sa.Integer, nullable=False, comment="How often it failed"),
     sa.Column("key", sa.LargeBinary),
     sa.Column("value", sa.LargeBinary),
-    sa.Column("headers", JSONB, nullable=False, comment="As on the line: [[name, base64 or null], …]"),
+    # json, for jsonb can't hold the NUL that a header's name may have.
+    sa.Column("headers", JSON, nullable=False, comment="As on the line: [[name, base64 or null], …]"),
     sa.Column("trace_id", sa.Text),
     _time("record_time"),
     _time("first_failed_at"),

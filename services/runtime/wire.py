@@ -80,7 +80,7 @@ def rfc3339(time_us: int) -> bytes:
 def parse_rfc3339(text: bytes) -> int:
     """`ce_time` as microseconds since the epoch; 0 where it is no time."""
     try:
-        return int(datetime.fromisoformat(text.decode()).timestamp() * 1000) * 1000
+        return round(datetime.fromisoformat(text.decode()).timestamp() * 1000) * 1000
     except ValueError:
         return 0
 
@@ -440,6 +440,13 @@ class DeadLetterRecord:
             return self.redrive_original_timestamp_ms
         return self.failed_timestamp_ms
 
+    @property
+    def original_headers(self) -> tuple[tuple[str, bytes | None], ...]:
+        """The headers of the record that failed first: those that a redrive adds are not its own."""
+        if self.redrive_of is None:
+            return self.headers
+        return tuple(header for header in self.headers if header[0] not in _REDRIVE_HEADERS)
+
 
 _DLQ_HEADERS = frozenset(
     {
@@ -484,6 +491,34 @@ def parse_dead_letter(record: Record) -> DeadLetterRecord | None:
         value=record.value,
         headers=record.headers[: len(record.headers) - len(_DLQ_HEADERS)],
     )
+
+
+def ids_of(
+    headers: Sequence[tuple[str, bytes | None]], value: bytes | None
+) -> tuple[CouponId | None, UserId | None, RequestId | None]:
+    """The ids in a dead letter's value, as far as it decodes and they pass the id rule."""
+    ce_type = next((header[1] for header in headers if header[0] == kafka.CE_TYPE), None)
+    event: events_pb2.CouponIssueRequestedEvent | events_pb2.CouponChangeRequestedEvent
+    try:
+        if ce_type == ISSUE_REQUESTED.encode():
+            issue = events_pb2.CouponIssueRequestedEvent.FromString(value or b"")
+            event, user_id = issue, issue.user_id
+        elif ce_type == CHANGE_REQUESTED.encode():
+            event, user_id = events_pb2.CouponChangeRequestedEvent.FromString(value or b""), ""
+        else:
+            return None, None, None
+    except DecodeError:
+        return None, None, None
+    return (
+        CouponId(event.coupon_id) if is_id(event.coupon_id) else None,
+        UserId(user_id) if is_id(user_id) else None,
+        RequestId(event.request_id) if is_request_id(event.request_id) else None,
+    )
+
+
+def fits_line(message: Message) -> bool:
+    """Whether the ledger would take a record of this size, rather than park it as TOO_LARGE."""
+    return Record(0, 0, message.key, message.value, tuple(message.headers)).size() <= RECORD_BYTES_MAX
 
 
 def redrive_message(

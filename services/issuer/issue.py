@@ -1,0 +1,211 @@
+"""The issue path: look up, refuse what can be refused without the line, take places in it, wait if asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coupon.v1 import events_pb2, issuer_pb2
+
+from services.domain.model import Reason, Ticket
+from services.issuer import answers
+from services.issuer.admission import Admission, Known, refusal_now
+from services.issuer.line import Line
+from services.issuer.outcomes import OutcomesTail, Waiter, WaitKey
+from services.issuer.store import ChangeRow, Granted, IssuerStore
+from services.issuer.validation import IssueCall
+from services.runtime import telemetry, wire
+from services.runtime.coalesce import QueueFull
+from services.runtime.kafka import Appended, KafkaAway, Message
+from services.runtime.log import get_logger
+from services.runtime.postgres import DatabaseAway
+from services.runtime.rpc_errors import Refusal, unavailable
+
+log = get_logger(__name__)
+
+WAIT_S_MAX = 30.0
+ANSWER_MARGIN_S = 0.2
+"""How long before the caller's deadline a waiting call answers ACCEPTED."""
+
+Answer = issuer_pb2.Issuance | Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What a call brings beside its request: its trace, and its deadline on the monotonic clock, if it has one."""
+
+    traceparent: Sequence[tuple[str, str | bytes]] | None
+    deadline_s: float | None
+
+    def wait_s(self) -> float:
+        """How long the call may be held."""
+        if self.deadline_s is None:
+            return WAIT_S_MAX
+        return min(WAIT_S_MAX, self.deadline_s - time.monotonic() - ANSWER_MARGIN_S)
+
+
+@dataclass(slots=True)
+class _Place:
+    """One request on its way: where its answer goes, and who waits for its verdict."""
+
+    index: int
+    call: IssueCall
+    waiter: Waiter | None
+    ticket: Ticket | None = None
+    accept_us: int = 0
+
+
+class IssuePath:
+    """Answers checked IssueCoupon calls, one or many at once."""
+
+    def __init__(
+        self, admission: Admission, line: Line, tail: OutcomesTail, store: IssuerStore, *, unsettled_max: int
+    ) -> None:
+        self._admission = admission
+        self._line = line
+        self._tail = tail
+        self._store = store
+        self._unsettled_max = unsettled_max
+
+    async def issue(self, calls: Sequence[IssueCall], caller: Caller) -> list[Answer]:
+        """An answer for each call, in their order; none raises for the others."""
+        answers_: list[Answer | None] = [None] * len(calls)
+        try:
+            known = await self._admission.look_up([(call.coupon_id, call.user_id) for call in calls])
+        except (DatabaseAway, QueueFull) as error:
+            return [_away(error, call) for call in calls]
+        by_partition: dict[int, list[_Place]] = defaultdict(list)
+        now_us = time.time_ns() // 1000
+        waiting: list[_Place] = []
+        try:
+            for index, (call, found) in enumerate(zip(calls, known, strict=True)):
+                try:
+                    answers_[index] = self._known_answer(call, found, now_us)
+                    if answers_[index] is None:
+                        place = _Place(index, call, self._register(call))
+                        by_partition[found.partition].append(place)
+                        if place.waiter is not None:
+                            waiting.append(place)
+                except Refusal as refusal:
+                    answers_[index] = refusal
+            await asyncio.gather(
+                *(self._take_places(partition, places, caller, answers_) for partition, places in by_partition.items())
+            )
+            if waiting:
+                await asyncio.gather(*(self._await_verdict(place, caller, answers_) for place in waiting))
+        finally:
+            for place in waiting:
+                if place.waiter is not None:
+                    self._tail.leave(_key(place.call), place.waiter)
+        return [answer for answer in answers_ if answer is not None]
+
+    def _known_answer(self, call: IssueCall, known: Known, now_us: int) -> Answer | None:
+        reason = refusal_now(known, call.request_id, now_us)
+        if reason is Reason.REPEATED and known.granted is not None:
+            return answers.granted(known.granted)
+        if reason is not None:
+            if known.behind:
+                raise _behind(call)
+            raise answers.refusal(reason, call.coupon_id, call.user_id, call.request_id)
+        unsettled = self._tail.unsettled(known.partition, self._line.end(known.partition))
+        if unsettled > self._unsettled_max:
+            raise unavailable("OVERLOADED", f"{unsettled} requests are in the line already", call.request_id)
+        return None
+
+    def _register(self, call: IssueCall) -> Waiter | None:
+        return self._tail.register(_key(call)) if call.wait else None
+
+    async def _take_places(
+        self, partition: int, places: Sequence[_Place], caller: Caller, answers_: list[Answer | None]
+    ) -> None:
+        first = places[0].call
+        with telemetry.send(self._line.topic, partition, first.coupon_id):
+            traceparent = telemetry.traceparent(caller.traceparent)
+            ce_time = wire.rfc3339(time.time_ns() // 1_000_000 * 1_000)
+            messages = [_message(place.call, ce_time, traceparent) for place in places]
+            try:
+                appended: Sequence[Appended] = await self._line.append(partition, messages)
+            except (KafkaAway, QueueFull) as error:
+                for place in places:
+                    answers_[place.index] = _away(error, place.call)
+                return
+        for place, where in zip(places, appended, strict=True):
+            place.ticket = Ticket(partition, where.offset)
+            place.accept_us = where.timestamp_ms * 1000
+            if place.waiter is not None:
+                place.waiter.bind(place.ticket)
+            else:
+                answers_[place.index] = self._accepted(place)
+
+    async def _await_verdict(self, place: _Place, caller: Caller, answers_: list[Answer | None]) -> None:
+        if place.waiter is None or place.ticket is None:
+            return
+        try:
+            told = await place.waiter.wait(caller.wait_s())
+            if told is not None:
+                call = place.call
+                answers_[place.index] = answers.told(call.coupon_id, call.user_id, call.request_id, told)
+            else:
+                answers_[place.index] = await self._verdict_in_tables(place)
+        except Refusal as refusal:
+            answers_[place.index] = refusal
+
+    async def _verdict_in_tables(self, place: _Place) -> issuer_pb2.Issuance:
+        """On timeout, one look into the tables; without a verdict there the request is in the line."""
+        call = place.call
+        if place.ticket is None:
+            raise _away(KafkaAway("no place in the line"), call)
+        try:
+            row = await self._store.verdict(place.ticket)
+        except DatabaseAway:
+            return self._accepted(place)
+        if isinstance(row, Granted):
+            return answers.granted(row)
+        if row is None or isinstance(row, ChangeRow):
+            return self._accepted(place)
+        if row.reason is Reason.PARKED:
+            return answers.refused(call.coupon_id, call.user_id, row, row.reason)
+        grant = await self._store.grant((call.coupon_id, call.user_id)) if row.reason is Reason.REPEATED else None
+        if grant is not None:
+            return answers.granted(grant)
+        raise answers.refusal(row.reason, call.coupon_id, call.user_id, call.request_id, place.ticket)
+
+    def _accepted(self, place: _Place) -> issuer_pb2.Issuance:
+        call = place.call
+        if place.ticket is None:
+            raise _away(KafkaAway("no place in the line"), call)
+        ahead = self._tail.unsettled(place.ticket.partition, place.ticket.offset)
+        return answers.accepted(call.coupon_id, call.user_id, call.request_id, place.ticket, place.accept_us, ahead)
+
+
+def _key(call: IssueCall) -> WaitKey:
+    return call.coupon_id, call.user_id, call.request_id
+
+
+def _message(call: IssueCall, ce_time: bytes, traceparent: bytes | None) -> Message:
+    event = events_pb2.CouponIssueRequestedEvent(
+        coupon_id=call.coupon_id, user_id=call.user_id, request_id=call.request_id
+    )
+    ce_id = f"{call.coupon_id}/{call.user_id}/{call.request_id}"
+    headers = wire.request_headers(wire.ISSUE_REQUESTED, ce_id, ce_time, traceparent)
+    return Message(call.coupon_id.encode(), event.SerializeToString(), headers)
+
+
+def _behind(call: IssueCall) -> Refusal:
+    return unavailable("LEDGER_UNAVAILABLE", "the tables are older than the log and catching up", call.request_id)
+
+
+def _away(error: Exception, call: IssueCall) -> Refusal:
+    log.warning("issue_unavailable", error=f"{type(error).__name__}: {error}")
+    if isinstance(error, DatabaseAway):
+        return unavailable("DATABASE_UNAVAILABLE", "the database does not answer; call again", call.request_id)
+    if isinstance(error, QueueFull):
+        return unavailable("OVERLOADED", "too many calls wait; call again", call.request_id)
+    return unavailable(
+        "KAFKA_UNAVAILABLE",
+        "whether the request is in the line is unknown; calling again with this request_id is harmless",
+        call.request_id,
+    )

@@ -1,0 +1,108 @@
+"""The gRPC methods: check the request, hand it on, nothing more."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from coupon.v1 import coupon_pb2, coupon_pb2_grpc, events_pb2, issuer_pb2, issuer_pb2_grpc
+
+from services.issuer import validation
+from services.issuer.changes import ChangePath
+from services.issuer.issue import Answer, Caller, IssuePath
+from services.issuer.reading import Reading
+from services.runtime.paging import page_token, parse_page_token
+from services.runtime.rpc_errors import Refusal
+
+_Change = events_pb2.CouponChangeRequestedEvent
+
+
+class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
+    def __init__(self, path: IssuePath, reading: Reading) -> None:
+        self._path = path
+        self._reading = reading
+
+    async def IssueCoupon(self, request: issuer_pb2.IssueCouponRequest, context: Any) -> issuer_pb2.Issuance:  # noqa: N802
+        (answer,) = await self._path.issue([validation.issue_call(request)], _caller(context))
+        if isinstance(answer, Refusal):
+            raise answer
+        return answer
+
+    async def BatchIssueCoupons(  # noqa: N802
+        self, request: issuer_pb2.BatchIssueCouponsRequest, context: Any
+    ) -> issuer_pb2.BatchIssueCouponsResponse:
+        requests = validation.batch(request)
+        results: list[issuer_pb2.IssueResult | None] = [None] * len(requests)
+        calls: list[validation.IssueCall] = []
+        places: list[int] = []
+        for index, one in enumerate(requests):
+            try:
+                calls.append(validation.issue_call(one))
+                places.append(index)
+            except Refusal as refusal:
+                results[index] = _result(refusal)
+        if calls:
+            for index, answer in zip(places, await self._path.issue(calls, _caller(context)), strict=True):
+                results[index] = _result(answer)
+        return issuer_pb2.BatchIssueCouponsResponse(results=[result for result in results if result is not None])
+
+    async def GetIssuance(self, request: issuer_pb2.GetIssuanceRequest, context: Any) -> issuer_pb2.Issuance:  # noqa: N802
+        return await self._reading.issuance(*validation.issuance(request.name, request.ticket))
+
+
+class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
+    def __init__(self, path: ChangePath, reading: Reading) -> None:
+        self._path = path
+        self._reading = reading
+
+    async def CreateCoupon(self, request: coupon_pb2.CreateCouponRequest, context: Any) -> coupon_pb2.Coupon:  # noqa: N802
+        return await self._path.change(validation.create(request), _caller(context))
+
+    async def GetCoupon(self, request: coupon_pb2.GetCouponRequest, context: Any) -> coupon_pb2.Coupon:  # noqa: N802
+        return await self._reading.coupon(validation.coupon_name(request.name))
+
+    async def ListCoupons(  # noqa: N802
+        self, request: coupon_pb2.ListCouponsRequest, context: Any
+    ) -> coupon_pb2.ListCouponsResponse:
+        size, state = validation.coupon_list(request)
+        filter_key = f"coupons {request.state}"
+        after = parse_page_token(filter_key, request.page_token)
+        coupons, more = await self._reading.coupons(after, state, size)
+        last = coupons[-1].name.removeprefix("coupons/") if coupons else ""
+        token = page_token(filter_key, last) if more else ""
+        return coupon_pb2.ListCouponsResponse(coupons=coupons, next_page_token=token)
+
+    async def UpdateCoupon(self, request: coupon_pb2.UpdateCouponRequest, context: Any) -> coupon_pb2.Coupon:  # noqa: N802
+        return await self._path.change(validation.update(request), _caller(context))
+
+    async def AdjustStock(self, request: coupon_pb2.AdjustStockRequest, context: Any) -> coupon_pb2.Coupon:  # noqa: N802
+        return await self._path.change(validation.adjust_stock(request), _caller(context))
+
+    async def PauseCoupon(self, request: coupon_pb2.PauseCouponRequest, context: Any) -> coupon_pb2.Coupon:  # noqa: N802
+        return await self._switch(request, _Change.PAUSE, context)
+
+    async def ResumeCoupon(self, request: coupon_pb2.ResumeCouponRequest, context: Any) -> coupon_pb2.Coupon:  # noqa: N802
+        return await self._switch(request, _Change.RESUME, context)
+
+    async def CloseCoupon(self, request: coupon_pb2.CloseCouponRequest, context: Any) -> coupon_pb2.Coupon:  # noqa: N802
+        return await self._switch(request, _Change.CLOSE, context)
+
+    async def _switch(
+        self,
+        request: coupon_pb2.PauseCouponRequest | coupon_pb2.ResumeCouponRequest | coupon_pb2.CloseCouponRequest,
+        action: events_pb2.CouponChangeRequestedEvent.Action,
+        context: Any,
+    ) -> coupon_pb2.Coupon:
+        return await self._path.change(validation.switch(request.name, request.request_id, action), _caller(context))
+
+
+def _caller(context: Any) -> Caller:
+    remaining_s = context.time_remaining()
+    deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
+    return Caller(context.invocation_metadata(), deadline_s)
+
+
+def _result(answer: Answer) -> issuer_pb2.IssueResult:
+    if isinstance(answer, Refusal):
+        return issuer_pb2.IssueResult(error=answer.status())
+    return issuer_pb2.IssueResult(issuance=answer)
