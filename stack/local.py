@@ -51,12 +51,13 @@ class Stack:
         address is in the environment (FIRSTCOME_KAFKA_BOOTSTRAP, FIRSTCOME_POSTGRES_DSN) is used instead of an own one.
         Raises StackError, with nothing left running.
         """
-        for line in leftovers.sweep():
-            progress.say(line)
         external_kafka = os.environ.get("FIRSTCOME_KAFKA_BOOTSTRAP")
         external_postgres = os.environ.get("FIRSTCOME_POSTGRES_DSN")
         if external_kafka and external_postgres:
             return cls(external_kafka, external_postgres, None)
+        _require_linux()
+        for line in leftovers.sweep():
+            progress.say(line)
         temporary = None
         if data_dir is None:
             temporary = temporary_folder()
@@ -160,11 +161,20 @@ class Stack:
 
 def prepare() -> None:
     """Downloads and prepares everything that the first start needs, and nothing more. Raises StackError."""
+    _require_linux()
     cancelled = threading.Event()
     if not os.environ.get("FIRSTCOME_KAFKA_BOOTSTRAP"):
         prepare_kafka(cancelled)
     if not os.environ.get("FIRSTCOME_POSTGRES_DSN"):
         prepare_postgres()
+
+
+def _require_linux() -> None:
+    if not sys.platform.startswith("linux"):
+        raise StackError(
+            f"The embedded stack runs on Linux only, not on {sys.platform}. Use compose.yaml, and set "
+            "FIRSTCOME_KAFKA_BOOTSTRAP and FIRSTCOME_POSTGRES_DSN to its servers."
+        )
 
 
 def _own(engine: Engine | str, name: str) -> Engine:

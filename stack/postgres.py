@@ -15,7 +15,7 @@ from typing import Final
 
 import asyncpg
 
-from stack import blocking, ports
+from stack import blocking, ports, progress
 from stack.download import exclusive
 from stack.engine import Engine
 from stack.errors import StackError
@@ -203,6 +203,7 @@ def prepare_postgres() -> Path:
     with exclusive(folder / "template.guard"):
         if template.exists():
             return template
+        progress.say("preparing PostgreSQL's data")
         home = temporary_folder()  # reachable for the server's user, which the cache may not be
         try:
             run_as = unprivileged_user()

@@ -22,6 +22,7 @@ from stack.process import Child, spawn, tail
 
 STOP_ORDER: Final = ("issuer", "ledger", "dlq")  # no new requests; then the line is settled; then its failures
 _POLL_S: Final = 0.05
+_KILL_TIMEOUT_S: Final = 10.0
 _HEALTH_TIMEOUT_S: Final = 2.0
 _MIGRATION_TIMEOUT_S: Final = 120
 
@@ -85,8 +86,11 @@ class ServiceProcess:
             time.sleep(_POLL_S)
 
     def kill(self, signal_number: int = signal.SIGKILL) -> None:
-        """Sends a signal; does not wait."""
-        self._started().kill(signal_number)
+        """Sends a signal and, if it is SIGKILL, waits until the process is gone."""
+        child = self._started()
+        child.kill(signal_number)
+        if signal_number == signal.SIGKILL and not child.wait(_KILL_TIMEOUT_S):
+            raise StackError(f"{self.name} (pid {child.pid}) does not end, not even by SIGKILL: look for a hung disk.")
 
     def stop(self, timeout_s: float = 20) -> bool:
         """SIGTERM, then SIGKILL (said on stderr) if it is late. Whether it ended by itself; True if it was down."""

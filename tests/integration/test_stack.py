@@ -239,6 +239,7 @@ def test_a_service_is_ready_when_its_health_is_serving_and_ends_at_sigterm(tmp_p
     process.start()
     process.wait_ready()
     process.kill(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
     assert process.stop()
 
 
