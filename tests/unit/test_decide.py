@@ -601,6 +601,14 @@ def test_a_second_redrive_repeats_the_rejection_of_the_first_though_it_would_be_
 
 
 @pytest.mark.parametrize("across", [False, True])
+def test_a_redrive_behind_an_already_issued_one_repeats_a_rejection_and_names_no_grant(across: bool) -> None:
+    records = [issue(5, ANN, R1), *(issue(offset, ANN, R2, redrive=ORIGINAL) for offset in (50, 51))]
+    verdicts, _ = decided_in(state(coupon()), [[record] for record in records] if across else [records])
+    assert [gist(verdict) for verdict in verdicts] == ["ISSUED 1", "ALREADY_ISSUED", "REPEATED"]
+    assert [verdict.grant for verdict in verdicts if isinstance(verdict, Rejected)] == [None, None]
+
+
+@pytest.mark.parametrize("across", [False, True])
 def test_a_parked_redrive_settles_nothing_so_the_next_one_is_judged(across: bool) -> None:
     lost = park(issue(50, redrive=ORIGINAL), ParkReason.INTERNAL, "boom")
     records: list[LineRecord] = [lost, issue(51, redrive=ORIGINAL), issue(52, redrive=ORIGINAL)]
