@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,8 @@ async def extents(bootstrap: str, topics: Sequence[str]) -> Mapping[str, tuple[E
     consumer = _consumer(bootstrap)
     try:
         await consumer.start()
+        # Without a subscription the client knows of no topic before it is asked for all.
+        await consumer.topics()
         found: dict[str, tuple[Extent, ...]] = {}
         for topic in topics:
             numbers = consumer.partitions_for_topic(topic)
@@ -66,7 +69,7 @@ async def extents(bootstrap: str, topics: Sequence[str]) -> Mapping[str, tuple[E
     except KafkaError as error:
         raise TopicError(f"{bootstrap}: {type(error).__name__}: {error}") from error
     finally:
-        await consumer.stop()
+        await _stop(consumer)
 
 
 async def read(bootstrap: str, topic: str, partition: int, extent: Extent) -> AsyncIterator[Sequence[Record]]:
@@ -98,7 +101,7 @@ async def read(bootstrap: str, topic: str, partition: int, extent: Extent) -> As
     except KafkaError as error:
         raise TopicError(f"{topic}/{partition}: {type(error).__name__}: {error}") from error
     finally:
-        await consumer.stop()
+        await _stop(consumer)
 
 
 def _consumer(bootstrap: str) -> AIOKafkaConsumer:
@@ -111,3 +114,9 @@ def _consumer(bootstrap: str) -> AIOKafkaConsumer:
         fetch_max_bytes=FETCH_BYTES_MAX,
         max_partition_fetch_bytes=FETCH_BYTES_MAX,
     )
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    # A task of the consumer that has not run yet would answer its cancellation with one of ours.
+    await asyncio.sleep(0)
+    await consumer.stop()
