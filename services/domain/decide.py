@@ -153,7 +153,8 @@ class _Line:
         )
 
     def changed_coupons(self) -> tuple[Coupon, ...]:
-        return tuple(self._current(coupon_id) for coupon_id in sorted(self._touched))
+        touched = (self._current(coupon_id) for coupon_id in sorted(self._touched))
+        return tuple(coupon for coupon in touched if coupon is not None)
 
     def _wrong_partition(self, record: IssueRequest | ChangeRequest) -> Parked:
         return self.park(
@@ -163,60 +164,53 @@ class _Line:
         )
 
     def _issue(self, request: IssueRequest) -> Verdict:
-        coupon_id, redrive = request.coupon_id, request.redrive
+        offset, time_us, coupon_id, user_id, request_id, redrive = request
         coupon = self._coupons.get(coupon_id)
-        key = (coupon_id, request.user_id)
+        key = (coupon_id, user_id)
         grant = self._grants.get(key)
         remaining = self._remaining.get(coupon_id, 0)
+        original = None
         if redrive is None:
-            reason = refusal(coupon, remaining, grant, request.request_id, request.time_us)
-            original = None
+            reason = refusal(coupon, remaining, grant, request_id, time_us)
         else:
             original = redrive.original
-            reason = refusal(coupon, remaining, grant, request.request_id, redrive.original_time_us)
+            reason = refusal(coupon, remaining, grant, request_id, redrive.original_time_us)
             if reason is not Reason.COUPON_NOT_FOUND and original in self._redriven:
                 reason, grant = Reason.REPEATED, self._redriven[original]
-        if reason is None:
-            sequence = self._issued(coupon_id) + 1
-            won = Grant(request.request_id, sequence, Ticket(self._partition, request.offset))
-            self._remaining[coupon_id] = remaining - 1
-            self._grants[key] = won
-            self._touched.add(coupon_id)
+        if coupon is None or reason is not None:
+            repeated = grant if reason is Reason.REPEATED else None
             if original is not None:
-                self._redriven[original] = won
-            return Issued(
-                request.offset, request.time_us, coupon_id, request.user_id, request.request_id, sequence, original
-            )
+                self._redriven.setdefault(original, repeated)
+            reason = reason or Reason.COUPON_NOT_FOUND
+            return Rejected(offset, time_us, coupon_id, user_id, request_id, reason, repeated, original)
+        sequence = coupon.total - remaining + 1
+        won = Grant(request_id, sequence, Ticket(self._partition, offset))
+        self._remaining[coupon_id] = remaining - 1
+        self._grants[key] = won
+        self._touched.add(coupon_id)
         if original is not None:
-            self._redriven.setdefault(original, grant if reason is Reason.REPEATED else None)
-        return Rejected(
-            request.offset,
-            request.time_us,
-            coupon_id,
-            request.user_id,
-            request.request_id,
-            reason,
-            grant if reason is Reason.REPEATED else None,
-            original,
-        )
+            self._redriven[original] = won
+        return Issued(offset, time_us, coupon_id, user_id, request_id, sequence, original)
 
-    def _issued(self, coupon_id: CouponId) -> int:
-        return self._coupons[coupon_id].total - self._remaining[coupon_id]
-
-    def _current(self, coupon_id: CouponId) -> Coupon:
-        return replace(self._coupons[coupon_id], remaining=self._remaining[coupon_id], issued=self._issued(coupon_id))
+    def _current(self, coupon_id: CouponId) -> Coupon | None:
+        """The coupon with the stock as it is by now."""
+        coupon = self._coupons.get(coupon_id)
+        if coupon is None:
+            return None
+        remaining = self._remaining[coupon_id]
+        return replace(coupon, remaining=remaining, issued=coupon.total - remaining)
 
     def _change(self, request: ChangeRequest) -> Changed:
         key = (request.coupon_id, request.request_id)
         past = self._changes.get(key)
-        if past is not None:
+        after = None
+        if past is None:
+            outcome, after = self._apply(request)
+        elif past.payload_hash == request.payload_hash:
             outcome = past.outcome
-            if past.payload_hash != request.payload_hash:
-                outcome = self._outcome(request, Reason.INVALID_FIELD)
         else:
-            outcome = self._apply(request)
-            self._changes[key] = PastChange(request.payload_hash, outcome)
-        return Changed(
+            outcome = self._outcome(request, Reason.INVALID_FIELD, self._current(request.coupon_id))
+        verdict = Changed(
             request.offset,
             request.time_us,
             request.coupon_id,
@@ -227,28 +221,31 @@ class _Line:
             request.caller,
             request.redrive.original if request.redrive else None,
         )
-
-    def _apply(self, request: ChangeRequest) -> ChangeOutcome:
-        known = request.coupon_id in self._coupons
-        reason: Reason | None
-        if request.action is Action.CREATE:
-            reason = Reason.COUPON_EXISTS if known else _create_fault(request)
-        elif not known:
-            reason = Reason.COUPON_NOT_FOUND
-        else:
-            reason = _change_fault(self._current(request.coupon_id), request)
-        if reason is None:
-            after = self._created(request) if request.action is Action.CREATE else self._updated(request)
+        # Only now, when nothing more can raise: a record that is parked leaves no trace.
+        self._changes.setdefault(key, PastChange(request.payload_hash, outcome))
+        if after is not None:
             self._coupons[request.coupon_id] = after
             self._remaining[request.coupon_id] = after.remaining
             self._touched.add(request.coupon_id)
-        return self._outcome(request, reason)
+        return verdict
 
-    def _outcome(self, request: ChangeRequest, reason: Reason | None) -> ChangeOutcome:
-        if request.coupon_id not in self._coupons:
-            return ChangeOutcome(reason, None, None)
-        coupon = self._current(request.coupon_id)
-        return ChangeOutcome(reason, coupon, state_at(coupon, request.time_us))
+    def _apply(self, request: ChangeRequest) -> tuple[ChangeOutcome, Coupon | None]:
+        """What the change comes to, and the coupon as it leaves it, if it applies."""
+        before = self._current(request.coupon_id)
+        reason: Reason | None
+        if request.action is Action.CREATE:
+            reason = Reason.COUPON_EXISTS if before is not None else _create_fault(request)
+        elif before is None:
+            reason = Reason.COUPON_NOT_FOUND
+        else:
+            reason = _change_fault(before, request)
+        if reason is not None:
+            return self._outcome(request, reason, before), None
+        after = self._created(request) if before is None else self._updated(before, request)
+        return self._outcome(request, None, after), after
+
+    def _outcome(self, request: ChangeRequest, reason: Reason | None, coupon: Coupon | None) -> ChangeOutcome:
+        return ChangeOutcome(reason, coupon, state_at(coupon, request.time_us) if coupon is not None else None)
 
     def _etag(self, request: ChangeRequest) -> str:
         return str(Ticket(self._partition, request.offset))
@@ -269,8 +266,8 @@ class _Line:
             request.time_us,
         )
 
-    def _updated(self, request: ChangeRequest) -> Coupon:
-        coupon = replace(self._current(request.coupon_id), etag=self._etag(request), update_us=request.time_us)
+    def _updated(self, before: Coupon, request: ChangeRequest) -> Coupon:
+        coupon = replace(before, etag=self._etag(request), update_us=request.time_us)
         if request.action is Action.UPDATE:
             return _with_update(coupon, request)
         if request.action is Action.ADJUST_STOCK:

@@ -1,4 +1,7 @@
-"""The words of the line as values. Times are microseconds since the Unix epoch, offsets are Kafka's."""
+"""The words of the line as values. Times are microseconds since the Unix epoch, offsets are Kafka's.
+
+Values of which there is one for each request are NamedTuples, three times cheaper to make than frozen dataclasses.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType, TypeAlias
+from typing import NamedTuple, NewType, TypeAlias
 
 CouponId = NewType("CouponId", str)
 UserId = NewType("UserId", str)
@@ -45,8 +48,7 @@ def printable(text: str, bytes_max: int = MESSAGE_BYTES_MAX) -> str:
     return clean.encode(errors="replace")[:bytes_max].decode(errors="ignore")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Ticket:
+class Ticket(NamedTuple):
     """A record's place in the line, written ``<partition>-<offset>``."""
 
     partition: int
@@ -149,8 +151,7 @@ class Coupon:
     update_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """What is remembered of an issued coupon."""
 
     request_id: RequestId
@@ -166,8 +167,7 @@ class Redrive:
     original_time_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class IssueRequest:
+class IssueRequest(NamedTuple):
     offset: int
     time_us: int
     coupon_id: CouponId
@@ -215,8 +215,7 @@ class Unprocessable:
 LineRecord: TypeAlias = IssueRequest | ChangeRequest | Unprocessable
 
 
-@dataclass(frozen=True, slots=True)
-class Issued:
+class Issued(NamedTuple):
     """Verdict: the user has the coupon. `sequence` is the 1-based order of grant within it."""
 
     offset: int
@@ -228,8 +227,7 @@ class Issued:
     redrive_of: Ticket | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(NamedTuple):
     """Verdict: this record is not granted. With REPEATED, `grant` is what it repeats, where that is a grant."""
 
     offset: int

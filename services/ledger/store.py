@@ -211,37 +211,35 @@ async def _write_verdicts(db: Connection, partition: int, verdicts: Sequence[Ver
     changed = [v for v in verdicts if isinstance(v, Changed)]
     times = _Times()
     if issued:
-        await _insert(
-            db,
-            _INSERT_ISSUED,
-            len(issued),
-            partition,
-            [v.user_id for v in issued],
-            [v.coupon_id for v in issued],
-            [v.request_id for v in issued],
-            [v.sequence for v in issued],
-            [v.offset for v in issued],
-            [_text(v.redrive_of) for v in issued],
-            [times[v.time_us] for v in issued],
-        )
+        rows: list[tuple[Any, ...]] = [
+            (user_id, coupon_id, request_id, sequence, partition, offset, _text(redrive_of), times[time_us])
+            for offset, time_us, coupon_id, user_id, request_id, sequence, redrive_of in issued
+        ]
+        await _copy(db, "user_coupon", _ISSUED_COLUMNS, rows)
     if rejected or parked:
-        lost: Sequence[Rejected | Parked] = [*rejected, *parked]
-        await _insert(
-            db,
-            _INSERT_REJECTED,
-            len(lost),
-            partition,
-            [v.offset for v in lost],
-            [v.coupon_id for v in lost],
-            [v.user_id for v in lost],
-            [v.request_id for v in lost],
-            [v.reason.value for v in rejected] + [Reason.PARKED.value] * len(parked),
-            [None] * len(rejected) + [f"{v.reason}: {v.message}" for v in parked],
-            [_text(v.grant.ticket) if v.grant else None for v in rejected] + [None] * len(parked),
-            [v.grant.sequence if v.grant else None for v in rejected] + [None] * len(parked),
-            [_text(v.redrive_of) for v in lost],
-            [times[v.time_us] for v in lost],
-        )
+        rows = [
+            (
+                partition,
+                offset,
+                coupon_id,
+                user_id,
+                request_id,
+                reason,
+                None,
+                _text(grant.ticket) if grant else None,
+                grant.sequence if grant else None,
+                _text(redrive_of),
+                times[time_us],
+            )
+            for offset, time_us, coupon_id, user_id, request_id, reason, grant, redrive_of in rejected
+        ]
+        for v in parked:
+            ids = v.coupon_id, v.user_id, v.request_id
+            detail = f"{v.reason}: {v.message}"
+            place = partition, v.offset
+            told = Reason.PARKED, detail, None, None, _text(v.redrive_of), times[v.time_us]
+            rows.append((*place, *ids, *told))
+        await _copy(db, "rejected_issue", _REJECTED_COLUMNS, rows)
     if changed:
         await _insert(
             db,
@@ -278,7 +276,7 @@ async def _write_coupons(
         )
     if updated:
         # The guard on issued_count: what is added is exactly what was inserted, or the books are wrong.
-        await _expect(
+        _expect(
             f"UPDATE {len(updated)}",
             await db.execute(_UPDATE_COUPON, *_coupon_columns(updated), [granted[c.coupon_id] for c in updated]),
         )
@@ -288,10 +286,15 @@ async def _write_coupons(
 
 
 async def _insert(db: Connection, statement: str, count: int, *arguments: Any) -> None:
-    await _expect(f"INSERT 0 {count}", await db.execute(statement, *arguments))
+    _expect(f"INSERT 0 {count}", await db.execute(statement, *arguments))
 
 
-async def _expect(wanted: str, status: str) -> None:
+async def _copy(db: Connection, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert by COPY: half the cost of `unnest` for the ledger and for PostgreSQL, with the same keys and checks."""
+    _expect(f"COPY {len(rows)}", await db.copy_records_to_table(table, records=rows, columns=columns))
+
+
+def _expect(wanted: str, status: str) -> None:
     if status != wanted:
         raise BooksWrong(f"{status} where {wanted} was due")
 
@@ -405,16 +408,29 @@ UNION ALL
 SELECT redrive_of, request_id, issued_sequence, ticket_offset, issued_ticket
 FROM rejected_issue WHERE redrive_of = ANY($1::text[]) AND ticket_partition = $2 AND reason <> 'PARKED'
 ORDER BY ticket_offset"""
-_INSERT_ISSUED = """
-INSERT INTO user_coupon
-    (ticket_partition, user_id, coupon_id, request_id, sequence, ticket_offset, redrive_of, accepted_at)
-SELECT $1, * FROM unnest($2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[],
-    $8::timestamptz[])"""
-_INSERT_REJECTED = """
-INSERT INTO rejected_issue (ticket_partition, ticket_offset, coupon_id, user_id, request_id, reason, detail,
-    issued_ticket, issued_sequence, redrive_of, accepted_at)
-SELECT $1, * FROM unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-    $9::bigint[], $10::text[], $11::timestamptz[])"""
+_ISSUED_COLUMNS = (
+    "user_id",
+    "coupon_id",
+    "request_id",
+    "sequence",
+    "ticket_partition",
+    "ticket_offset",
+    "redrive_of",
+    "accepted_at",
+)
+_REJECTED_COLUMNS = (
+    "ticket_partition",
+    "ticket_offset",
+    "coupon_id",
+    "user_id",
+    "request_id",
+    "reason",
+    "detail",
+    "issued_ticket",
+    "issued_sequence",
+    "redrive_of",
+    "accepted_at",
+)
 _INSERT_CHANGED = """
 INSERT INTO coupon_change (ticket_partition, ticket_offset, coupon_id, request_id, payload_hash, result, outcome,
     caller, redrive_of, accepted_at)

@@ -11,7 +11,7 @@ import contextlib
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -88,9 +88,12 @@ class Topics:
         return f"{self.prefix}coupon.issue-outcomes.v1"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A record read from a partition. `timestamp_ms` is the broker's LogAppendTime on the line."""
+class Record(NamedTuple):
+    """A record read from a partition. `timestamp_ms` is the broker's LogAppendTime on the line.
+
+    A NamedTuple like the other values of which there is one for each request: three times cheaper to make than a
+    frozen dataclass, and as immutable.
+    """
 
     offset: int
     timestamp_ms: int
@@ -122,8 +125,7 @@ class Record:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A record to be appended."""
 
     key: bytes | None
@@ -131,8 +133,7 @@ class Message:
     headers: Sequence[tuple[str, bytes | None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(NamedTuple):
     """Where the broker put a message, and when (LogAppendTime; -1 on a topic with CreateTime)."""
 
     offset: int
@@ -294,7 +295,7 @@ class PartitionReader:
                 polled = await self._consumer.getmany(self._tp, timeout_ms=timeout_ms, max_records=max_records)
             except OffsetOutOfRangeError as error:
                 raise OutOfLog(str(error)) from error
-        return [Record(r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in polled.get(self._tp, ())]
+        return [Record(r.offset, r.timestamp, r.key, r.value, r.headers) for r in polled.get(self._tp, ())]
 
     async def read(self, start: int, end: int) -> AsyncIterator[list[Record]]:
         """The records with start <= offset < end, in lists; ends when the log has no more of them.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import NamedTuple
 
 from coupon.v1 import coupon_pb2, events_pb2
 from google.protobuf.message import DecodeError
@@ -53,6 +54,9 @@ ISSUER_SOURCE = b"/firstcome/issuer"
 LEDGER_SOURCE = b"/firstcome/ledger"
 SPEC_VERSION = b"1.0"
 
+_ISSUE_REQUESTED = ISSUE_REQUESTED.encode()
+_CHANGE_REQUESTED = CHANGE_REQUESTED.encode()
+_REDRIVE_HEADERS = frozenset({kafka.REDRIVE_OF, kafka.REDRIVE_ORIGINAL_TIMESTAMP, kafka.REDRIVE_ATTEMPT})
 _ACTIONS = {events_pb2.CouponChangeRequestedEvent.Action.Value(action.value): action for action in Action}
 _TIMESTAMP_DIGITS_MAX = 15
 
@@ -115,19 +119,26 @@ def request_headers(
     ce_type: str, ce_id: str, ce_time: bytes, traceparent: bytes | None
 ) -> list[tuple[str, bytes | None]]:
     """CloudEvents' headers of a record that the issuer puts on the line."""
-    return _headers(ce_type.encode(), ce_id.encode(), ISSUER_SOURCE, ce_time, traceparent)
+    return _headers(ce_type, ce_id.encode(), ISSUER_SOURCE, ce_time, traceparent)
+
+
+@lru_cache(maxsize=16)
+def _fixed_headers(ce_type: str, source: bytes) -> tuple[tuple[str, bytes | None], ...]:
+    return (
+        ("ce_specversion", SPEC_VERSION),
+        ("ce_type", ce_type.encode()),
+        ("ce_source", source),
+        ("content-type", CONTENT_TYPE),
+    )
 
 
 def _headers(
-    ce_type: bytes, ce_id: bytes, source: bytes, ce_time: bytes, traceparent: bytes | None
+    ce_type: str, ce_id: bytes, source: bytes, ce_time: bytes, traceparent: bytes | None
 ) -> list[tuple[str, bytes | None]]:
     headers: list[tuple[str, bytes | None]] = [
-        ("ce_specversion", SPEC_VERSION),
-        ("ce_type", ce_type),
-        ("ce_source", source),
+        *_fixed_headers(ce_type, source),
         ("ce_id", ce_id),
         ("ce_time", ce_time),
-        ("content-type", CONTENT_TYPE),
     ]
     if traceparent:
         headers.append((kafka.TRACEPARENT, traceparent))
@@ -146,24 +157,30 @@ def decode(record: Record, partition: int) -> LineRecord:
 
 
 def _decode(record: Record) -> LineRecord:
-    if record.size() > RECORD_BYTES_MAX:
-        return _unprocessable(
-            record, ParkReason.TOO_LARGE, f"{record.size()} bytes where {RECORD_BYTES_MAX} are allowed"
-        )
+    ce_type = None
+    redriven = False
+    size = len(record.key or b"") + len(record.value or b"")
+    for name, header in record.headers:  # once, for there are as many as seven a record
+        size += len(name) + len(header or b"")
+        if name == kafka.CE_TYPE and ce_type is None:
+            ce_type = header
+        elif name in _REDRIVE_HEADERS:
+            redriven = True
+    if size > RECORD_BYTES_MAX:
+        return _unprocessable(record, ParkReason.TOO_LARGE, f"{size} bytes where {RECORD_BYTES_MAX} are allowed")
     if not record.value:
         return _unprocessable(record, ParkReason.EMPTY, "the record has no value")
-    ce_type = record.header(kafka.CE_TYPE)
-    if ce_type == b"coupon.v1.CouponIssueRequestedEvent":
-        return _decode_issue(record, record.value)
-    if ce_type == b"coupon.v1.CouponChangeRequestedEvent":
+    if ce_type == _ISSUE_REQUESTED:
+        return _decode_issue(record, record.value, redriven)
+    if ce_type == _CHANGE_REQUESTED:
         return _decode_change(record, record.value)
     return _unprocessable(record, ParkReason.WRONG_TYPE, f"header {kafka.CE_TYPE} names no message of the line")
 
 
-def _decode_issue(record: Record, value: bytes) -> LineRecord:
+def _decode_issue(record: Record, value: bytes, redriven: bool) -> LineRecord:
     try:
         event = events_pb2.CouponIssueRequestedEvent.FromString(value)
-        redrive = _redrive(record)
+        redrive = _redrive(record) if redriven else None
     except (DecodeError, ValueError):
         return _undecodable(record)
     coupon_id, user_id, request_id = event.coupon_id, event.user_id, event.request_id
@@ -288,8 +305,7 @@ def _with_ids(
 # Outcomes
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What is published of one verdict, apart from what the log record itself adds (id, trace)."""
 
     offset: int
@@ -381,13 +397,8 @@ def parse_change_outcome(value: bytes) -> tuple[events_pb2.CouponChangedEvent, C
 
 def outcome_message(line_topic: str, partition: int, told: Outcome, traceparent: bytes | None) -> Message:
     """The record of the outcomes topic; `ce_id` is that of the record that decided."""
-    headers = _headers(
-        told.ce_type.encode(),
-        f"{line_topic}/{partition}/{told.offset}".encode(),
-        LEDGER_SOURCE,
-        rfc3339(told.time_us),
-        traceparent,
-    )
+    ce_id = f"{line_topic}/{partition}/{told.offset}".encode()
+    headers = _headers(told.ce_type, ce_id, LEDGER_SOURCE, rfc3339(told.time_us), traceparent)
     return Message(told.key, told.value, headers)
 
 
@@ -541,9 +552,6 @@ def redrive_message(
             (kafka.REDRIVE_ATTEMPT, str(attempt).encode()),
         ],
     )
-
-
-_REDRIVE_HEADERS = frozenset({kafka.REDRIVE_OF, kafka.REDRIVE_ORIGINAL_TIMESTAMP, kafka.REDRIVE_ATTEMPT})
 
 
 def _redrive_attempt(record: Record) -> int:

@@ -719,7 +719,6 @@ def test_an_issue_that_raises_settles_nothing_for_its_user_or_its_original(monke
     assert gists(state(coupon()), *records) == ["PARKED INTERNAL", "ISSUED 1", "ALREADY_ISSUED"]
 
 
-@pytest.mark.xfail(strict=True, reason="the change is applied before its outcome is put together")
 @pytest.mark.parametrize("action", [Action.CREATE, Action.PAUSE])
 def test_a_change_that_raises_at_its_very_end_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, action: Action) -> None:
     before = state() if action is Action.CREATE else state(coupon())
