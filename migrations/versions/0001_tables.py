@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON
 
 revision = "0001"
 down_revision = None
@@ -119,7 +119,7 @@ def upgrade() -> None:
         sa.Column("attempt_count", sa.Integer, nullable=False, comment="How often it failed"),
         sa.Column("key", sa.LargeBinary),
         sa.Column("value", sa.LargeBinary),
-        sa.Column("headers", JSONB, nullable=False, comment="As on the line: [[name, base64 or null], …]"),
+        sa.Column("headers", JSON, nullable=False, comment="As on the line: [[name, base64 or null], …]"),
         sa.Column("trace_id", sa.Text),
         sa.Column("record_time", _TIME, nullable=False),
         sa.Column("first_failed_at", _TIME, nullable=False),

@@ -75,6 +75,20 @@ def issue(
     return IssueRequest(offset, time_us, coupon_id, user_id, request, redrive)
 
 
+def at(record: LineRecord, offset: int) -> LineRecord:
+    """The same record at another place."""
+    if isinstance(record, IssueRequest):
+        return issue(
+            offset,
+            record.user_id,
+            record.request_id,
+            coupon_id=record.coupon_id,
+            time_us=record.time_us,
+            redrive=record.redrive,
+        )
+    return replace(record, offset=offset)
+
+
 def change(offset: int, action: Action, request: RequestId = R1, **fields: Any) -> ChangeRequest:
     plain = ChangeRequest(
         offset=offset,

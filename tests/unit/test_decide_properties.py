@@ -31,7 +31,7 @@ from services.domain.model import (
     Unprocessable,
     UserId,
 )
-from tests.unit.line import PARTITION, coupon, decided_in, request_id, state
+from tests.unit.line import PARTITION, at, coupon, decided_in, request_id, state
 
 COUPON_IDS = [CouponId(name) for name in ("spring", "autumn", "nowhere")]
 FOREIGN = CouponId("foreign")
@@ -82,9 +82,9 @@ garbage = st.builds(
 broken = changes.map(
     lambda request: replace(request, action=Action.ADJUST_STOCK, stock_delta="x")  # type: ignore[arg-type]
 )
-kinds = st.sampled_from([issues] * 7 + [changes] * 2 + [garbage, broken])
-logs = st.lists(kinds.flatmap(lambda kind: kind), max_size=40).map(
-    lambda records: [replace(record, offset=offset) for offset, record in enumerate(records)]
+kinds: list[st.SearchStrategy[LineRecord]] = [*[issues] * 7, *[changes] * 2, garbage, broken]
+logs = st.lists(st.sampled_from(kinds).flatmap(lambda kind: kind), max_size=40).map(
+    lambda records: [at(record, offset) for offset, record in enumerate(records)]
 )
 
 
@@ -211,9 +211,9 @@ def test_records_that_are_parked_change_nothing_for_the_others(before: LineState
 def test_a_log_that_is_delivered_again_grants_nothing_more(before: LineState, log: list[LineRecord]) -> None:
     plain = [record for record in log if isinstance(record, IssueRequest) and record.redrive is None]
     _, after = decided_in(before, [plain])
-    again = [replace(record, offset=record.offset + len(log)) for record in plain]
+    again = [at(record, record.offset + len(log)) for record in plain]
     granted = {(r.coupon_id, r.user_id): r for r in decided_in(before, [plain])[0] if isinstance(r, Issued)}
-    for record, verdict in zip(again, decide(after, again).verdicts, strict=True):
+    for record, verdict in zip(plain, decide(after, again).verdicts, strict=True):
         if (record.coupon_id, record.user_id) in granted:
             assert isinstance(verdict, Rejected)
             same = granted[record.coupon_id, record.user_id].request_id == record.request_id
