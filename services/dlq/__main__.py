@@ -1,0 +1,88 @@
+"""Wires the dlq together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from services.dlq.consumer import PartitionFiler
+from services.dlq.scheduler import PUBLISH_TIMEOUT_S, RedriveScheduler
+from services.dlq.store import DeadLetterStore
+from services.domain.dead_letter import RetryPolicy
+from services.domain.retry import Backoff
+from services.runtime import lifecycle
+from services.runtime.config import DlqConfig, dlq_config
+from services.runtime.grpc_server import GrpcServer
+from services.runtime.health import Health
+from services.runtime.kafka import PartitionReader, RecordProducer, Topics
+from services.runtime.partitions import PartitionWorkers
+from services.runtime.postgres import create_engine
+
+GROUP = "dlq"
+CONCURRENT_CALLS_MAX = 1_000
+RETRY_AGE_US_MAX = 10 * 60 * 1_000_000
+"""A dead letter that is older when it is stored is an operator's to decide."""
+
+
+async def serve(config: DlqConfig, stopping: asyncio.Event) -> None:
+    common = config.common
+    topics = Topics(common.topic_prefix)
+    health = Health()
+    server = GrpcServer(health, concurrent_calls_max=CONCURRENT_CALLS_MAX)
+    engine = create_engine(common.postgres_dsn, "firstcome-dlq", pool_size=common.pool_size)
+    producer = RecordProducer(common.kafka_bootstrap, "dlq", delivery_timeout_s=PUBLISH_TIMEOUT_S)
+    backoff = Backoff(base_s=config.backoff_base_ms / 1_000, cap_s=config.backoff_cap_ms / 1_000)
+    policy = RetryPolicy(config.attempts_max, backoff, RETRY_AGE_US_MAX)
+    await health.start(common.health_listen)
+    try:
+        partition_count = await lifecycle.wait_for_dependencies(common, engine, stopping)
+        store = DeadLetterStore(engine, topics.dlq)
+        scheduler = RedriveScheduler(store, producer, topics.line, partition_count, backoff, _now_us)
+
+        def filer(partition: int) -> PartitionFiler:
+            reader = PartitionReader(common.kafka_bootstrap, "dlq", topics.dlq, partition)
+            return PartitionFiler(partition, topics, partition_count, reader, store, policy, _now_us)
+
+        group = f"{common.topic_prefix}{GROUP}"
+        workers = PartitionWorkers(common.kafka_bootstrap, "dlq", group, topics.dlq, filer)
+        await server.start(config.listen, [])
+        await health.set("", serving=True)
+        await _work(workers, scheduler, health, stopping, common.drain_timeout_s)
+    finally:
+        await health.leave()
+        await server.stop(common.drain_timeout_s)
+        await producer.stop()
+        await engine.dispose()
+        await health.stop()
+
+
+async def _work(
+    workers: PartitionWorkers,
+    scheduler: RedriveScheduler,
+    health: Health,
+    stopping: asyncio.Event,
+    drain_timeout_s: float,
+) -> None:
+    """File and redrive until `stopping`, or until one of the two dies; then let both finish what is under way."""
+    ending = asyncio.Event()
+    at_work = [asyncio.create_task(workers.run(ending)), asyncio.create_task(scheduler.run(ending))]
+    asked = asyncio.create_task(stopping.wait())
+    await asyncio.wait([*at_work, asked], return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    await health.leave()
+    ending.set()
+    _, late = await asyncio.wait(at_work, timeout=drain_timeout_s)
+    for task in late:
+        task.cancel()
+    await asyncio.wait(at_work)
+    for task in at_work:
+        if not task.cancelled():
+            task.result()
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1_000
+
+
+if __name__ == "__main__":
+    lifecycle.main("dlq", dlq_config, lambda config: config.common, serve)

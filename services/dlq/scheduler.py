@@ -1,0 +1,134 @@
+"""Puts dead letters that are due back into the line, and notes the verdicts that their redrives get."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from services.dlq.store import DeadLetterStore, Due
+from services.domain.dead_letter import DeadLetter, postpone
+from services.domain.model import Ticket
+from services.domain.retry import Backoff
+from services.runtime import wire
+from services.runtime.kafka import KafkaAway, Message, RecordProducer, home_partition
+from services.runtime.log import get_logger
+from services.runtime.pace import Pace
+from services.runtime.postgres import DatabaseAway
+
+log = get_logger(__name__)
+
+REDRIVE_RECORDS_MAX = 100
+"""How many rows one transaction locks."""
+RESOLVE_ROWS_MAX = 1_000
+REDRIVE_TICK_S = 0.2
+RESOLVE_TICK_S = 1.0
+PUBLISH_TIMEOUT_S = 2.0
+"""Of the producer's appends: they happen inside a transaction that the server ends after 3 s of silence."""
+
+
+class RedriveScheduler:
+    """Redrives and resolves, beside any number of others: rows that another has locked are left to it."""
+
+    def __init__(
+        self,
+        store: DeadLetterStore,
+        producer: RecordProducer,
+        line_topic: str,
+        partition_count: int,
+        backoff: Backoff,
+        clock_us: Callable[[], int],
+    ) -> None:
+        """`producer` must give up within PUBLISH_TIMEOUT_S; `backoff` is of what could not be published."""
+        self._store = store
+        self._producer = producer
+        self._line_topic = line_topic
+        self._partition_count = partition_count
+        self._backoff = backoff
+        self._clock_us = clock_us
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Work until `stopping`. Away is not broken: whatever fails is tried again after a while."""
+        await asyncio.gather(
+            self._repeat(self._redrive, REDRIVE_TICK_S, stopping), self._repeat(self._resolve, RESOLVE_TICK_S, stopping)
+        )
+
+    async def _repeat(self, act: Callable[[], Awaitable[bool]], tick_s: float, stopping: asyncio.Event) -> None:
+        """Do it every `tick_s`, at once where it says that there is more, later after a failure."""
+        pace = Pace(stopping)
+        while not stopping.is_set():
+            try:
+                more = await act()
+                pace.succeeded()
+            except (KafkaAway, DatabaseAway) as error:
+                log.warning("redriving_interrupted", error=f"{type(error).__name__}: {error}")
+                await pace.failed()
+            except Exception:
+                # Not foreseen; nothing was committed, so the next try starts from the same rows.
+                log.exception("redriving_failed")
+                await pace.failed()
+            else:
+                if not more:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(stopping.wait(), timeout=tick_s)
+
+    async def _redrive(self) -> bool:
+        await self._producer.start()  # here, for inside the transaction there is no time to connect
+        now_us = self._clock_us()
+        count = await self._store.redrive_due(now_us, REDRIVE_RECORDS_MAX, self._publish, self._postpone)
+        return count == REDRIVE_RECORDS_MAX
+
+    async def _resolve(self) -> bool:
+        resolved = await self._store.resolve(RESOLVE_ROWS_MAX)
+        for ticket in resolved:
+            log.info("dead_letter_resolved", ticket=str(ticket))
+        return len(resolved) == RESOLVE_ROWS_MAX
+
+    async def _publish(self, due: Sequence[Due]) -> Mapping[Ticket, Ticket]:
+        """The new tickets, by the original, of those that the broker has acknowledged."""
+        by_partition: defaultdict[int, list[Due]] = defaultdict(list)
+        for one in sorted(due, key=lambda one: one.letter.original):  # who came first stays in front
+            by_partition[self._target(one)].append(one)
+        published: dict[Ticket, Ticket] = {}
+        for part in await asyncio.gather(*(self._append(*item) for item in by_partition.items())):
+            published.update(part)
+        return published
+
+    async def _append(self, partition: int, due: Sequence[Due]) -> Mapping[Ticket, Ticket]:
+        messages = [_message(one) for one in due]
+        try:
+            appended = await self._producer.append(self._line_topic, partition, messages)
+        except KafkaAway as error:
+            # It may be in the line all the same: the same record again then, which the ledger settles as REPEATED.
+            log.warning("redrives_postponed", partition=partition, count=len(due), error=str(error))
+            return {}
+        tickets = [Ticket(partition, one.offset) for one in appended]
+        for one, ticket in zip(due, tickets, strict=True):
+            log.info("redriven", ticket=str(one.letter.original), redrive_ticket=str(ticket))
+        return {one.letter.original: ticket for one, ticket in zip(due, tickets, strict=True)}
+
+    def _target(self, due: Due) -> int:
+        """Where the record belongs: with its coupon, or where it was if nobody can tell its coupon."""
+        if due.coupon_partition is not None:
+            return due.coupon_partition
+        if due.content.coupon_id is not None:
+            return home_partition(due.content.coupon_id.encode(), self._partition_count)
+        return due.letter.original.partition
+
+    def _postpone(self, letter: DeadLetter) -> DeadLetter:
+        return postpone(letter, self._backoff, now_us=self._clock_us(), random01=random.random())
+
+
+def _message(due: Due) -> Message:
+    """Fixed by the row alone, so that a second publication is the very same record."""
+    content = due.content
+    return wire.redrive_message(
+        due.letter.original,
+        content.record_us // 1_000,
+        due.letter.attempt_count,
+        content.key,
+        content.value,
+        content.headers,
+    )
