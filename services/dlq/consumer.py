@@ -78,7 +78,7 @@ class PartitionFiler:
             if records:
                 position = await self._file(position, records)
                 self.settled_offset = position.next_offset
-                self._pace.succeeded()
+            self._pace.succeeded()
 
     async def _next_records(self, position: Position) -> Sequence[Record]:
         """What comes next in the DLQ; after an idle moment the last record is read once more, to know the log."""

@@ -48,6 +48,7 @@ class RedriveScheduler:
         self._partition_count = partition_count
         self._backoff = backoff
         self._clock_us = clock_us
+        self._refused: KafkaAway | None = None
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping`. Away is not broken: whatever fails is tried again after a while."""
@@ -76,8 +77,11 @@ class RedriveScheduler:
 
     async def _redrive(self) -> bool:
         await self._producer.start()  # here, for inside the transaction there is no time to connect
+        self._refused = None
         now_us = self._clock_us()
         count = await self._store.redrive_due(now_us, REDRIVE_RECORDS_MAX, self._publish, self._postpone)
+        if self._refused is not None:
+            raise self._refused  # what was published is marked by now; for the rest Kafka gets time
         return count == REDRIVE_RECORDS_MAX
 
     async def _resolve(self) -> bool:
@@ -103,6 +107,7 @@ class RedriveScheduler:
         except KafkaAway as error:
             # It may be in the line all the same: the same record again then, which the ledger settles as REPEATED.
             log.warning("redrives_postponed", partition=partition, count=len(due), error=str(error))
+            self._refused = error
             return {}
         tickets = [Ticket(partition, one.offset) for one in appended]
         for one, ticket in zip(due, tickets, strict=True):

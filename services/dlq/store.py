@@ -406,8 +406,8 @@ UPDATE dead_letter SET key = $3, value = $4, headers = $5::text::json, record_ti
     request_id = $9, trace_id = $10
 WHERE ticket_partition = $1 AND ticket_offset = $2"""
 _DUE = f"""
-SELECT {_LETTER}, d.key, d.value, d.headers::text AS headers, d.record_time, d.coupon_id, d.user_id, d.request_id, d.trace_id,
-    c.topic_partition
+SELECT {_LETTER}, d.key, d.value, d.headers::text AS headers, d.record_time, d.coupon_id, d.user_id, d.request_id,
+    d.trace_id, c.topic_partition
 FROM dead_letter d LEFT JOIN coupon c USING (coupon_id)
 WHERE d.state = 'RETRYING' AND d.next_attempt_at <= $1
 ORDER BY d.next_attempt_at LIMIT $2 FOR UPDATE OF d SKIP LOCKED"""
