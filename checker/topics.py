@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from checker.records import Record
 
+CLIENT_ID = "firstcome-checker"
+METADATA_TIMEOUT_S = 30.0
 POLL_TIMEOUT_MS = 1_000
 POLLS_EMPTY_MAX = 30
 """How many polls in a row may bring nothing before the end that the broker has promised."""
@@ -51,25 +54,38 @@ class Extent:
 
 async def extents(bootstrap: str, topics: Sequence[str]) -> Mapping[str, tuple[Extent, ...]]:
     """For each topic the extent of each partition, in their order. Raises TopicError."""
-    consumer = _consumer(bootstrap)
     try:
-        await consumer.start()
-        # Without a subscription the client knows of no topic before it is asked for all.
-        await consumer.topics()
-        found: dict[str, tuple[Extent, ...]] = {}
-        for topic in topics:
-            numbers = consumer.partitions_for_topic(topic)
-            if not numbers or numbers != set(range(len(numbers))):
-                raise TopicError(f"topic {topic} does not exist at {bootstrap}")
-            partitions = [TopicPartition(topic, number) for number in range(len(numbers))]
-            begins = await consumer.beginning_offsets(partitions)
-            ends = await consumer.end_offsets(partitions)
-            found[topic] = tuple(Extent(begins[partition], ends[partition]) for partition in partitions)
-        return found
-    except KafkaError as error:
+        async with asyncio.timeout(METADATA_TIMEOUT_S):
+            counts = await _partition_counts(bootstrap, topics)
+            consumer = _consumer(bootstrap)
+            try:
+                await consumer.start()
+                return {topic: await _extents(consumer, topic, count) for topic, count in counts.items()}
+            finally:
+                await _stop(consumer)
+    except (KafkaError, TimeoutError) as error:
         raise TopicError(f"{bootstrap}: {type(error).__name__}: {error}") from error
+
+
+async def _partition_counts(bootstrap: str, topics: Sequence[str]) -> Mapping[str, int]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, client_id=CLIENT_ID)
+    try:
+        await admin.start()
+        described = await admin.describe_topics(list(topics))
     finally:
-        await _stop(consumer)
+        await admin.close()
+    counts = {topic["topic"]: len(topic["partitions"]) for topic in described if topic["error_code"] == 0}
+    for topic in topics:
+        if topic not in counts:
+            raise TopicError(f"topic {topic} does not exist at {bootstrap}")
+    return counts
+
+
+async def _extents(consumer: AIOKafkaConsumer, topic: str, count: int) -> tuple[Extent, ...]:
+    partitions = [TopicPartition(topic, number) for number in range(count)]
+    begins = await consumer.beginning_offsets(partitions)
+    ends = await consumer.end_offsets(partitions)
+    return tuple(Extent(begins[partition], ends[partition]) for partition in partitions)
 
 
 async def read(bootstrap: str, topic: str, partition: int, extent: Extent) -> AsyncIterator[Sequence[Record]]:
@@ -107,7 +123,7 @@ async def read(bootstrap: str, topic: str, partition: int, extent: Extent) -> As
 def _consumer(bootstrap: str) -> AIOKafkaConsumer:
     return AIOKafkaConsumer(
         bootstrap_servers=bootstrap,
-        client_id="firstcome-checker",
+        client_id=CLIENT_ID,
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="none",

@@ -29,6 +29,7 @@ from stack import Services, Stack, StackError
 from stack.process import tail
 
 PARTITIONS = 4
+PLAIN_COLUMNS = 130
 CAMPAIGNS = (
     ("early-bird", "Early bird, half price", 0.6),
     ("free-coffee", "A free coffee", 0.25),
@@ -85,7 +86,13 @@ def _run(plan: Plan, log_dir: Path | None, answers_to: list[Answers]) -> Verdict
             system = System(stack.kafka_bootstrap, dsn, services.issuer_address, PARTITIONS, prefix, ended)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 history = Path(folder) / "history.jsonl"
-                return runner.run(show(system, plan, history, answers_to, Console()))
+                return runner.run(show(system, plan, history, answers_to, _stdout()))
+
+
+def _stdout() -> Console:
+    console = Console(highlight=False)
+    # Without a terminal rich falls back to 80 columns, too few for the tables.
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_COLUMNS)
 
 
 def _failed(answers_to: list[Answers], error: BaseException) -> Verdict:

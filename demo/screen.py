@@ -139,7 +139,9 @@ def print_verdicts(console: Console, report: Report) -> None:
         f"In the line: {counts.records:,} records: {counts.issued:,} issued, {refused or 'none refused'}, "
         f"{counts.parked:,} parked, {counts.changes:,} changes.\n"
     )
-    table = Table("promise", "", "counted", title="Verification, from topics and tables alone", title_justify="left")
+    table = Table(
+        "promise", "verdict", "counted", title="Verification, from topics and tables alone", title_justify="left"
+    )
     for result in report.results:
         verdict = "[green]held[/]" if result.held else f"[bold red]BROKEN[/] {result.broken_count:,} times"
         table.add_row(result.promise.value, verdict, result.counted)
