@@ -136,8 +136,13 @@ def test_every_record_gets_exactly_one_verdict_in_the_order_of_offsets(
         if isinstance(record, Unprocessable):
             assert isinstance(verdict, Parked)
         elif isinstance(verdict, Parked):
-            wrong_partition = record.coupon_id == FOREIGN
-            assert verdict.reason is (ParkReason.WRONG_PARTITION if wrong_partition else ParkReason.INTERNAL)
+            if record.coupon_id == FOREIGN:
+                assert verdict.reason is ParkReason.WRONG_PARTITION
+            else:
+                assert verdict.reason is ParkReason.INTERNAL
+                # Only the records that are made to raise do.
+                assert isinstance(record, ChangeRequest)
+                assert isinstance(record.stock_delta, str)
 
 
 @given(states(), logs)
