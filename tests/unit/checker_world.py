@@ -36,10 +36,10 @@ START_MS = 1_800_000_000_000
 TRACEPARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def coupon_at(partition: int, number: int = 0) -> str:
+def coupon_at(partition: int, number: int = 0, *, partitions: int = PARTITIONS) -> str:
     """The `number`-th id of the form coupon-<n> whose home is the partition."""
     ids = (f"coupon-{n}" for n in range(1000))
-    return [coupon_id for coupon_id in ids if home_partition(coupon_id, PARTITIONS) == partition][number]
+    return [coupon_id for coupon_id in ids if home_partition(coupon_id, partitions) == partition][number]
 
 
 def request_id(number: int) -> str:
@@ -50,14 +50,22 @@ def request_id(number: int) -> str:
 class World:
     """Books in memory. Tests build a line, let the services' decision settle it, then break something."""
 
-    lines: list[list[Record]] = field(default_factory=lambda: [[] for _ in range(PARTITIONS)])
-    dlq: list[list[Record]] = field(default_factory=lambda: [[] for _ in range(PARTITIONS)])
-    published: list[list[Record]] = field(default_factory=lambda: [[] for _ in range(PARTITIONS)])
+    partitions: int = PARTITIONS
+    line_topic: str = LINE_TOPIC
+    lines: list[list[Record]] = field(init=False)
+    dlq: list[list[Record]] = field(init=False)
+    published: list[list[Record]] = field(init=False)
     rows: list[VerdictRow] = field(default_factory=list)
     coupon_rows: list[CouponRow] = field(default_factory=list)
     dead_letter_table: list[DeadLetterRow] = field(default_factory=list)
-    line_topic: str = LINE_TOPIC
-    partition_count: int = PARTITIONS
+
+    def __post_init__(self) -> None:
+        numbers = range(self.partitions)
+        self.lines, self.dlq, self.published = [[] for _ in numbers], [[] for _ in numbers], [[] for _ in numbers]
+
+    @property
+    def partition_count(self) -> int:
+        return self.partitions
 
     # Building the line
 
@@ -85,14 +93,14 @@ class World:
             request_id=request if isinstance(request, str) else request_id(request),
         )
         kind: Headers = (("ce_type", b"coupon.v1.CouponIssueRequestedEvent"), ("traceparent", TRACEPARENT), *headers)
-        where = home_partition(coupon_id, PARTITIONS) if partition is None else partition
+        where = home_partition(coupon_id, self.partitions) if partition is None else partition
         return self.put(where, coupon_id.encode(), event.SerializeToString(), kind, time_ms=time_ms)
 
     def change(
         self, event: events_pb2.CouponChangeRequestedEvent, *, time_ms: int | None = None, headers: Headers = ()
     ) -> Ticket:
         kind: Headers = (("ce_type", b"coupon.v1.CouponChangeRequestedEvent"), *headers)
-        where = home_partition(event.coupon_id, PARTITIONS)
+        where = home_partition(event.coupon_id, self.partitions)
         return self.put(where, event.coupon_id.encode(), event.SerializeToString(), kind, time_ms=time_ms)
 
     def create(self, coupon_id: str, total: int, request: int = 900) -> Ticket:
@@ -122,13 +130,13 @@ class World:
         foreign = frozenset(
             record.coupon_id
             for record in records
-            if record.coupon_id is not None and home_partition(record.coupon_id, PARTITIONS) != partition
+            if record.coupon_id is not None and home_partition(record.coupon_id, self.partitions) != partition
         )
         decision = decide(domain.LineState(partition, {}, foreign, {}, {}, {}), records)
         for record, verdict in zip(theirs, decision.verdicts, strict=True):
             self.rows.append(row_of(partition, verdict))
             told = wire.outcome(partition, verdict)
-            message = wire.outcome_message(LINE_TOPIC, partition, told, record.header("traceparent"))
+            message = wire.outcome_message(self.line_topic, partition, told, record.header("traceparent"))
             self.published[partition].append(
                 Record(partition, verdict.offset, START_MS, message.key, message.value, tuple(message.headers))
             )
@@ -153,7 +161,7 @@ class World:
             )
 
     def _park(self, partition: int, record: kafka.Record, parked: domain.Parked) -> None:
-        message = wire.dead_letter_message(LINE_TOPIC, partition, record, parked.reason, parked.message)
+        message = wire.dead_letter_message(self.line_topic, partition, record, parked.reason, parked.message)
         dlq = self.dlq[partition]
         dlq.append(Record(partition, len(dlq), START_MS, message.key, message.value, tuple(message.headers)))
         original = parked.redrive_of or domain.Ticket(partition, parked.offset)
@@ -205,7 +213,7 @@ class World:
         return [row for row in self.rows if row.ticket.partition == partition and start <= row.ticket.offset < stop]
 
     async def verdicts_elsewhere(self) -> Sequence[VerdictRow]:
-        return [row for row in self.rows if not -1 <= row.ticket.partition < PARTITIONS]
+        return [row for row in self.rows if not -1 <= row.ticket.partition < self.partitions]
 
     async def coupons(self) -> Sequence[CouponRow]:
         return self.coupon_rows
