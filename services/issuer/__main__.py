@@ -51,7 +51,7 @@ async def serve(config: IssuerConfig, stopping: asyncio.Event) -> None:
         reading = Reading(admission, line, tail, store)
         server = GrpcServer(health, concurrent_calls_max=config.concurrent_calls_max)
         issue_path = IssuePath(admission, line, tail, store, unsettled_max=config.unsettled_max)
-        issuer_pb2_grpc.add_IssuerServiceServicer_to_server(IssuerServicer(issue_path, reading), server.server)
+        issuer_pb2_grpc.add_IssuerServiceServicer_to_server(IssuerServicer(issue_path, reading, tail), server.server)
         change_path = ChangePath(admission, line, tail, store)
         coupon_pb2_grpc.add_CouponServiceServicer_to_server(CouponServicer(change_path, reading), server.server)
 

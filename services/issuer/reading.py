@@ -73,6 +73,24 @@ class Reading:
             return answers.granted(row)
         return await self._refused(coupon_id, user_id, row)
 
+    async def issuances(
+        self, coupon_id: CouponId | None, user_id: UserId | None, after: str, page_size: int
+    ) -> tuple[list[issuer_pb2.Issuance], str]:
+        """Issuances behind `after`, of a coupon by sequence or of a user by coupon; and the key behind which there are
+        more, if there are."""
+        rows = await self._store.grants(coupon_id, user_id, after, page_size + 1)
+        if not rows and not after and coupon_id is not None:
+            await self.coupon(coupon_id)  # of an unknown coupon there is no empty list
+        page: list[issuer_pb2.Issuance] = []
+        size = 0
+        for index, row in enumerate(rows[:page_size]):
+            message = answers.granted(row)
+            size += message.ByteSize()
+            if page and size > PAGE_BYTES_MAX:
+                return page, _list_key(coupon_id, rows[index - 1])
+            page.append(message)
+        return page, _list_key(coupon_id, rows[page_size - 1]) if len(rows) > page_size else ""
+
     async def _grant(self, coupon_id: CouponId, user_id: UserId) -> issuer_pb2.Issuance:
         seen = self._tail.seen()
         grants, progress = await self._store.look_up([(coupon_id, user_id)], [coupon_id])
@@ -133,6 +151,10 @@ def _must_be_current(progress: Progress, partition: int, seen: Mapping[int, int]
     """A refusal from tables that are older than an outcome seen before they were read would be a lie."""
     if progress.next_offsets.get(partition, 0) <= seen.get(partition, -1):
         raise unavailable("LEDGER_UNAVAILABLE", "the tables are older than the log and catching up")
+
+
+def _list_key(coupon_id: CouponId | None, row: Granted) -> str:
+    return row.coupon_id if coupon_id is None else str(row.grant.sequence)
 
 
 def _another() -> Refusal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 from coupon.v1 import coupon_pb2, coupon_pb2_grpc, events_pb2, issuer_pb2, issuer_pb2_grpc
@@ -10,7 +11,9 @@ from coupon.v1 import coupon_pb2, coupon_pb2_grpc, events_pb2, issuer_pb2, issue
 from services.issuer import validation
 from services.issuer.changes import ChangePath
 from services.issuer.issue import Answer, Caller, IssuePath
+from services.issuer.outcomes import OutcomesTail
 from services.issuer.reading import Reading
+from services.issuer.watching import watch
 from services.runtime.paging import page_token, parse_page_token
 from services.runtime.rpc_errors import Refusal
 
@@ -18,9 +21,10 @@ _Change = events_pb2.CouponChangeRequestedEvent
 
 
 class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
-    def __init__(self, path: IssuePath, reading: Reading) -> None:
+    def __init__(self, path: IssuePath, reading: Reading, tail: OutcomesTail) -> None:
         self._path = path
         self._reading = reading
+        self._tail = tail
 
     async def IssueCoupon(self, request: issuer_pb2.IssueCouponRequest, context: Any) -> issuer_pb2.Issuance:  # noqa: N802
         (answer,) = await self._path.issue([validation.issue_call(request)], _caller(context))
@@ -48,6 +52,23 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
 
     async def GetIssuance(self, request: issuer_pb2.GetIssuanceRequest, context: Any) -> issuer_pb2.Issuance:  # noqa: N802
         return await self._reading.issuance(*validation.issuance(request.name, request.ticket))
+
+    async def ListIssuances(  # noqa: N802
+        self, request: issuer_pb2.ListIssuancesRequest, context: Any
+    ) -> issuer_pb2.ListIssuancesResponse:
+        asked = validation.issuance_list(request)
+        filter_key = f"issuances {asked.coupon_id or '-'} {asked.user_id or '-'}"
+        after = parse_page_token(filter_key, request.page_token)
+        issuances, last = await self._reading.issuances(asked.coupon_id, asked.user_id, after, asked.page_size)
+        token = page_token(filter_key, last) if last else ""
+        return issuer_pb2.ListIssuancesResponse(issuances=issuances, next_page_token=token)
+
+    async def WatchIssuance(  # noqa: N802
+        self, request: issuer_pb2.WatchIssuanceRequest, context: Any
+    ) -> AsyncIterator[issuer_pb2.Issuance]:
+        name = validation.issuance(request.name, request.ticket)
+        async for issuance in watch(self._reading, self._tail, *name):
+            yield issuance
 
 
 class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):

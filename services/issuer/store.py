@@ -119,6 +119,15 @@ class IssuerStore:
         grants, _ = await self.look_up([key], [])
         return grants.get(key)
 
+    async def grants(self, coupon_id: CouponId | None, user_id: UserId | None, after: str, limit: int) -> list[Granted]:
+        """Of a coupon by sequence, or of a user by coupon id, behind `after`; at most `limit`."""
+        async with connection(self._engine) as db:
+            if coupon_id is not None:
+                rows = await db.fetch(_GRANTS_OF_COUPON, coupon_id, int(after or 0), user_id, limit)
+            else:
+                rows = await db.fetch(_GRANTS_OF_USER, user_id, after, limit)
+        return [_granted(row) for row in rows]
+
     async def first_change(self, coupon_id: CouponId, request_id: RequestId) -> Ticket | None:
         """The ticket of the first change with that request_id."""
         async with connection(self._engine) as db:
@@ -197,6 +206,10 @@ WHERE p.topic = $1"""
 _GRANTS = """
 SELECT g.* FROM unnest($1::text[], $2::text[]) AS asked (user_id, coupon_id)
 JOIN user_coupon g USING (user_id, coupon_id)"""
+_GRANTS_OF_COUPON = """
+SELECT * FROM user_coupon WHERE coupon_id = $1 AND sequence > $2 AND ($3::text IS NULL OR user_id = $3)
+ORDER BY sequence LIMIT $4"""
+_GRANTS_OF_USER = "SELECT * FROM user_coupon WHERE user_id = $1 AND coupon_id > $2 ORDER BY coupon_id LIMIT $3"
 # The states in the order of domain.decide.refusal.
 _LIST = """
 SELECT * FROM coupon

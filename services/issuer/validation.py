@@ -45,6 +45,15 @@ class IssueCall:
     wait: bool
 
 
+@dataclass(frozen=True, slots=True)
+class IssuanceList:
+    """A checked ListIssuancesRequest: the issuances of a coupon, of a user, or the one of both."""
+
+    coupon_id: CouponId | None
+    user_id: UserId | None
+    page_size: int
+
+
 class _Fields:
     """Collects violations; `finish` raises them all."""
 
@@ -159,6 +168,20 @@ def coupon_list(request: coupon_pb2.ListCouponsRequest) -> tuple[int, CouponStat
             fields.bad("state", "must be a state of Coupon")
     fields.finish()
     return size, state
+
+
+def issuance_list(request: issuer_pb2.ListIssuancesRequest) -> IssuanceList:
+    """Raises Refusal."""
+    fields = _Fields()
+    any_coupon = request.parent == "coupons/-"
+    coupon_id = None if any_coupon else fields.coupon_name("parent", request.parent)
+    if any_coupon and not request.user_id:
+        fields.bad("user_id", "is required with parent coupons/-")
+    elif request.user_id:
+        fields.identifier("user_id", request.user_id)
+    size = fields.page_size(request.page_size)
+    fields.finish()
+    return IssuanceList(coupon_id, UserId(request.user_id) if request.user_id else None, size)
 
 
 def create(request: coupon_pb2.CreateCouponRequest) -> events_pb2.CouponChangeRequestedEvent:
