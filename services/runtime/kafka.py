@@ -126,11 +126,11 @@ class Record(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A record to be appended."""
+    """A record to be appended. aiokafka takes headers as a list only."""
 
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes | None]]
+    headers: list[tuple[str, bytes | None]]
 
 
 class Appended(NamedTuple):

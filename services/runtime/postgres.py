@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeAlias, cast
@@ -89,7 +90,10 @@ async def connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
             try:
                 yield driver
             except BaseException:
+                lost = driver.is_closed()
                 await _terminate(held, driver)
+                if lost:  # the others of the pool will have gone the same way: each would cost another failure
+                    await _forget(engine)
                 raise
 
 
@@ -97,6 +101,11 @@ async def _terminate(held: Any, driver: Any) -> None:
     driver.terminate()
     with contextlib.suppress(Exception):
         await held.invalidate()
+
+
+async def _forget(engine: AsyncEngine) -> None:
+    with contextlib.suppress(Exception):
+        await asyncio.wait_for(engine.dispose(), timeout=CONNECT_TIMEOUT_S)
 
 
 @contextlib.contextmanager
