@@ -205,7 +205,7 @@ class Findings:
 
 def _counted(counts: Counts) -> Mapping[Promise, str]:
     refused = sum(counts.rejected.values())
-    order = f"{counts.records:,} verdicts equal the model's"
+    order = f"{counts.records:,} verdicts beside the model's"
     settled = f"{counts.records:,} records, {counts.records - counts.lost:,} with a verdict"
     if counts.calls:
         order += f"; {counts.overtaking_compared:,} calls compared in time"

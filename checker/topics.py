@@ -114,7 +114,8 @@ async def read(bootstrap: str, topic: str, partition: int, extent: Extent) -> As
             empty_polls += 1
             if empty_polls >= POLLS_EMPTY_MAX:
                 raise TopicError(f"{topic}/{partition}: nothing comes at {await consumer.position(here)} of {extent}")
-    except KafkaError as error:
+    # The client decodes the names of headers by itself, and gives up at one that is no UTF-8.
+    except (KafkaError, UnicodeDecodeError) as error:
         raise TopicError(f"{topic}/{partition}: {type(error).__name__}: {error}") from error
     finally:
         await _stop(consumer)

@@ -41,29 +41,29 @@ def main() -> int:
     """Runs the demo. Returns the exit status."""
     options = _options()
     plan = make_plan(options.seed, tuple(Campaign(i, n, options.stock, s) for i, n, s in CAMPAIGNS), options.people)
-    print(
-        f"demo: {options.people:,} people, {len(plan.arrivals):,} calls, "
-        f"{len(CAMPAIGNS)} coupons of {options.stock:,}; --seed {options.seed}",
-        file=sys.stderr,
-        flush=True,
+    _say(
+        f"{options.people:,} people, {len(plan.arrivals):,} calls, "
+        f"{len(CAMPAIGNS)} coupons of {options.stock:,}; --seed {options.seed}"
     )
     answers_to: list[Answers] = []
     started_s = time.monotonic()
     try:
         verdict = _run(plan, options.log_dir, answers_to)
     except KeyboardInterrupt:
-        print("demo: stopped; everything that it had started is down", file=sys.stderr)
+        _say("stopped; everything that it had started is down")
         return 130
     except (StackError, ServiceEnded, TopicError, HistoryError, KafkaError, OSError) as error:
         verdict = _failed(answers_to, error)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, grpc.aio.AioRpcError, BaseExceptionGroup) as error:
         verdict = _failed(answers_to, error)
-    print(f"demo: {time.monotonic() - started_s:.1f} s in all", file=sys.stderr, flush=True)
+    _say(f"{time.monotonic() - started_s:.1f} s in all")
     print(verdict.line, flush=True)
     return 0 if verdict.ok else 1
 
 
 def _run(plan: Plan, log_dir: Path | None, answers_to: list[Answers]) -> Verdict:
+    started_s = time.monotonic()
+    _say("starting Kafka, PostgreSQL and the services (the first start downloads Kafka)")
     with tempfile.TemporaryDirectory(prefix="firstcome-demo-") as folder, Stack.start() as stack:
         # Servers that are not ours may have seen an earlier demo.
         ours = not ({"FIRSTCOME_KAFKA_BOOTSTRAP", "FIRSTCOME_POSTGRES_DSN"} & os.environ.keys())
@@ -83,10 +83,15 @@ def _run(plan: Plan, log_dir: Path | None, answers_to: list[Answers]) -> Verdict
             return None
 
         with services:
+            _say(f"all of them answer after {time.monotonic() - started_s:.1f} s; the rush begins")
             system = System(stack.kafka_bootstrap, dsn, services.issuer_address, PARTITIONS, prefix, ended)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 history = Path(folder) / "history.jsonl"
                 return runner.run(show(system, plan, history, answers_to, _stdout()))
+
+
+def _say(text: str) -> None:
+    print(f"demo: {text}", file=sys.stderr, flush=True)
 
 
 def _stdout() -> Console:
@@ -98,7 +103,7 @@ def _stdout() -> Console:
 def _failed(answers_to: list[Answers], error: BaseException) -> Verdict:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    print(f"demo: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    _say(f"{type(error).__name__}: {error}")
     return unverified(answers_to[0] if answers_to else Answers(), type(error).__name__)
 
 
