@@ -110,11 +110,13 @@ class PartitionLedger:
 
     async def _settle_from(self, position: Position) -> None:
         publishing: asyncio.Task[None] | None = None
+        reading = asyncio.create_task(self._next_batch(position))
         try:
             while not self._stopping.is_set():
-                records = await self._next_records(position)
-                if records:
-                    batch = Batch(records, [self._decode(record) for record in records])
+                batch = await reading
+                if len(batch) > 0:
+                    # The next batch is read and decoded while PostgreSQL works on this one: only reading runs ahead.
+                    reading = asyncio.create_task(self._next_batch(batch.after(position)))
                     settled = await self._settle(position, batch)  # the one transaction: before anything is told
                     position = settled.position
                     if publishing is not None:
@@ -123,33 +125,36 @@ class PartitionLedger:
                     publishing = asyncio.create_task(self._publish(settled))
                     self._pace.succeeded()
                     self._check_run()
-                elif publishing is not None:
-                    await publishing
-                    publishing = None
+                else:
+                    reading = asyncio.create_task(self._next_batch(position))
+                    if publishing is not None:
+                        await publishing
+                        publishing = None
                     position = await self._acknowledge(position)
             if publishing is not None:
                 await publishing
                 publishing = None
-                await self._acknowledge(position)
+            await self._acknowledge(position)
         finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
             if publishing is not None:
                 await self._give_up(publishing)
 
-    async def _next_records(self, position: Position) -> Sequence[Record]:
+    async def _next_batch(self, position: Position) -> Batch:
         """What comes next in the line; after an idle moment the last record is read once more, to know the log."""
         records = await self._line.poll(max_records=BATCH_RECORDS_MAX, timeout_ms=IDLE_MS)
         if not records:
             if position.last is not None:
                 await self._line.seek(position.last.offset)
-            return records
-        if records[0].offset < position.next_offset:
+        elif records[0].offset < position.next_offset:
             self._check_same(position.last, records[0])
             records = [record for record in records if record.offset >= position.next_offset]
-        return records
+        return Batch(records, [self._decode(record) for record in records])
 
     def _decode(self, record: Record) -> LineRecord:
         decoded = wire.decode(record, self._partition)
-        known = self._known.pop(record.offset, None)
+        known = self._known.get(record.offset)
         return decoded if known is None else _known_parked(decoded, known)
 
     async def _settle(self, position: Position, batch: Batch, *, again: bool = False) -> Settled:
@@ -172,6 +177,8 @@ class PartitionLedger:
             self.log.error("books_doubted", error=str(error))
             return await self._settle(position, batch, again=True)
         self.settled_offset = after.next_offset
+        if self._known:
+            self._known = {offset: found for offset, found in self._known.items() if offset >= after.next_offset}
         return Settled(batch.records, verdicts, after)
 
     async def _publish(self, settled: Settled) -> None:
