@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
+from services.domain.model import is_request_id
 from services.runtime import telemetry
 from services.runtime.health import Health, bind
 from services.runtime.kafka import KafkaAway
@@ -98,7 +100,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 refusal = unavailable("LEDGER_UNAVAILABLE", "the call was cut short inside the service")
             finally:
                 self.calls_in_flight -= 1
-            return await _abort(context, refusal)
+            return await _abort(context, _with_request_id(refusal, parse, raw))
 
         return call
 
@@ -114,7 +116,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 refusal = _refusal(error)
             finally:
                 self.calls_in_flight -= 1
-            await _abort(context, refusal)
+            await _abort(context, _with_request_id(refusal, parse, raw))
 
         return call
 
@@ -141,6 +143,16 @@ def _refusal(error: Exception) -> Refusal | None:
         return unavailable("KAFKA_UNAVAILABLE", "the log does not answer; calling again is harmless")
     log.error("call_failed", exc_info=error)
     return None
+
+
+def _with_request_id(refusal: Refusal | None, parse: Callable[[bytes], Any], raw: bytes) -> Refusal | None:
+    """The refusal with the caller's own request_id where it was made before anyone looked at the request."""
+    if refusal is not None and "request_id" not in refusal.metadata:
+        with contextlib.suppress(DecodeError, ValueError):
+            request_id = getattr(parse(raw), "request_id", "")
+            if is_request_id(request_id):
+                refusal.metadata = {**refusal.metadata, "request_id": request_id}
+    return refusal
 
 
 async def _abort(context: Any, refusal: Refusal | None) -> Any:
