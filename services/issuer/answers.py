@@ -9,7 +9,9 @@ from services.domain.model import Coupon, CouponId, Reason, RequestId, Ticket, U
 from services.issuer.outcomes import Told
 from services.issuer.store import Granted, Refused
 from services.runtime import wire
-from services.runtime.rpc_errors import Refusal, Violation, invalid
+from services.runtime.coalesce import QueueFull
+from services.runtime.postgres import DatabaseAway
+from services.runtime.rpc_errors import Refusal, Violation, invalid, unavailable
 
 _Issuance = issuer_pb2.Issuance
 CORRECTED = "CORRECTED"
@@ -122,6 +124,19 @@ def bad_change(request_id: RequestId, ticket: Ticket, *, reused: bool) -> Refusa
     error = invalid([violation], request_id)
     error.metadata = {**error.metadata, "ticket": str(ticket)}
     return error
+
+
+def away(error: Exception, request_id: RequestId) -> Refusal:
+    """DatabaseAway, KafkaAway or QueueFull as the answer to a request, which may be in the line or not."""
+    if isinstance(error, DatabaseAway):
+        return unavailable("DATABASE_UNAVAILABLE", "the database does not answer; call again", request_id)
+    if isinstance(error, QueueFull):
+        return unavailable("OVERLOADED", "too many calls wait; call again", request_id)
+    return unavailable(
+        "KAFKA_UNAVAILABLE",
+        "whether the request is in the line is unknown; calling again with this request_id is harmless",
+        request_id,
+    )
 
 
 def not_found(reason: str, name: str) -> Refusal:

@@ -200,12 +200,4 @@ def _behind(call: IssueCall) -> Refusal:
 
 def _away(error: Exception, call: IssueCall) -> Refusal:
     log.warning("issue_unavailable", error=f"{type(error).__name__}: {error}")
-    if isinstance(error, DatabaseAway):
-        return unavailable("DATABASE_UNAVAILABLE", "the database does not answer; call again", call.request_id)
-    if isinstance(error, QueueFull):
-        return unavailable("OVERLOADED", "too many calls wait; call again", call.request_id)
-    return unavailable(
-        "KAFKA_UNAVAILABLE",
-        "whether the request is in the line is unknown; calling again with this request_id is harmless",
-        call.request_id,
-    )
+    return answers.away(error, call.request_id)

@@ -128,11 +128,11 @@ class IssuerStore:
                 rows = await db.fetch(_GRANTS_OF_USER, user_id, after, limit)
         return [_granted(row) for row in rows]
 
-    async def first_change(self, coupon_id: CouponId, request_id: RequestId) -> Ticket | None:
-        """The ticket of the first change with that request_id."""
+    async def first_payload_hash(self, coupon_id: CouponId, request_id: RequestId) -> bytes | None:
+        """What the first change with that request_id asked for, as `wire.change_payload_hash` has it."""
         async with connection(self._engine) as db:
-            row = await db.fetchrow(_FIRST_CHANGE, coupon_id, request_id)
-        return Ticket(row["ticket_partition"], row["ticket_offset"]) if row else None
+            found: bytes | None = await db.fetchval(_FIRST_PAYLOAD_HASH, coupon_id, request_id)
+        return found
 
 
 def _progress(rows: Iterable[Any]) -> Progress:
@@ -228,6 +228,5 @@ _GRANT_BY_REDRIVE = "SELECT * FROM user_coupon WHERE redrive_of = $1"
 _REFUSED_BY_REDRIVE = """
 SELECT * FROM rejected_issue WHERE redrive_of = $1 AND reason <> 'PARKED'
 ORDER BY ticket_partition, ticket_offset LIMIT 1"""
-_FIRST_CHANGE = """
-SELECT ticket_partition, ticket_offset FROM coupon_change
-WHERE coupon_id = $1 AND request_id = $2 AND result <> 'REPEATED'"""
+_FIRST_PAYLOAD_HASH = """
+SELECT payload_hash FROM coupon_change WHERE coupon_id = $1 AND request_id = $2 AND result <> 'REPEATED'"""
