@@ -14,7 +14,7 @@ from services.issuer.issue import Answer, Caller, IssuePath
 from services.issuer.outcomes import OutcomesTail
 from services.issuer.reading import Reading
 from services.issuer.watching import watch
-from services.runtime.paging import page_token, parse_page_token
+from services.runtime.paging import page_token
 from services.runtime.rpc_errors import Refusal
 
 _Change = events_pb2.CouponChangeRequestedEvent
@@ -57,10 +57,8 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
         self, request: issuer_pb2.ListIssuancesRequest, context: Any
     ) -> issuer_pb2.ListIssuancesResponse:
         asked = validation.issuance_list(request)
-        filter_key = f"issuances {asked.coupon_id or '-'} {asked.user_id or '-'}"
-        after = parse_page_token(filter_key, request.page_token)
-        issuances, last = await self._reading.issuances(asked.coupon_id, asked.user_id, after, asked.page_size)
-        token = page_token(filter_key, last) if last else ""
+        issuances, last = await self._reading.issuances(asked.coupon_id, asked.user_id, asked.after, asked.page_size)
+        token = page_token(asked.filter_key, last) if last else ""
         return issuer_pb2.ListIssuancesResponse(issuances=issuances, next_page_token=token)
 
     async def WatchIssuance(  # noqa: N802
@@ -85,12 +83,10 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
     async def ListCoupons(  # noqa: N802
         self, request: coupon_pb2.ListCouponsRequest, context: Any
     ) -> coupon_pb2.ListCouponsResponse:
-        size, state = validation.coupon_list(request)
-        filter_key = f"coupons {request.state}"
-        after = parse_page_token(filter_key, request.page_token)
-        coupons, more = await self._reading.coupons(after, state, size)
+        asked = validation.coupon_list(request)
+        coupons, more = await self._reading.coupons(asked.after, asked.state, asked.page_size)
         last = coupons[-1].name.removeprefix("coupons/") if coupons else ""
-        token = page_token(filter_key, last) if more else ""
+        token = page_token(asked.filter_key, last) if more else ""
         return coupon_pb2.ListCouponsResponse(coupons=coupons, next_page_token=token)
 
     async def UpdateCoupon(self, request: coupon_pb2.UpdateCouponRequest, context: Any) -> coupon_pb2.Coupon:  # noqa: N802

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from coupon.v1 import coupon_pb2, events_pb2, issuer_pb2
@@ -24,6 +24,7 @@ from services.domain.model import (
     is_request_id,
     printable,
 )
+from services.runtime.paging import parse_page_token
 from services.runtime.rpc_errors import Violation, invalid
 
 BATCH_REQUESTS_MAX = 1_000
@@ -31,6 +32,7 @@ PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1_000
 _SECONDS_MIN = -62_135_596_800
 _SECONDS_MAX = 253_402_300_799
+_SEQUENCE_DIGITS_MAX = 18
 _ID_RULE = "must be 1 to 128 of A-Z a-z 0-9 . _ ~ @ : + -"
 _Change = events_pb2.CouponChangeRequestedEvent
 
@@ -47,11 +49,16 @@ class IssueCall:
 
 @dataclass(frozen=True, slots=True)
 class IssuanceList:
-    """A checked ListIssuancesRequest: the issuances of a coupon, of a user, or the one of both."""
+    """A checked ListIssuancesRequest: the issuances of a coupon, of a user, or the one of both.
+
+    `filter_key` binds page tokens to the list; `after` is the key of the row behind which the page begins.
+    """
 
     coupon_id: CouponId | None
     user_id: UserId | None
     page_size: int
+    filter_key: str
+    after: str
 
 
 class _Fields:
@@ -92,6 +99,13 @@ class _Fields:
         if asked < 0:
             self.bad("page_size", "must not be negative")
         return min(asked or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+
+    def page_token(self, filter_key: str, token: str, is_key: Callable[[str], bool]) -> str:
+        """The key behind which the page begins; anyone can make a token, so the key is checked as well."""
+        after = parse_page_token(filter_key, token)
+        if after is None or (after and not is_key(after)):
+            self.bad("page_token", "must be a next_page_token of this list with the same filter")
+        return after or ""
 
     def display_name(self, field: str, text: str) -> None:
         if len(text) > DISPLAY_NAME_LENGTH_MAX:
@@ -156,8 +170,18 @@ def coupon_name(name: str) -> CouponId:
     return coupon_id
 
 
-def coupon_list(request: coupon_pb2.ListCouponsRequest) -> tuple[int, CouponState | None]:
-    """Rows a page and the state to filter by. Raises Refusal."""
+@dataclass(frozen=True, slots=True)
+class CouponList:
+    """A checked ListCouponsRequest; `filter_key` and `after` as in IssuanceList."""
+
+    state: CouponState | None
+    page_size: int
+    filter_key: str
+    after: str
+
+
+def coupon_list(request: coupon_pb2.ListCouponsRequest) -> CouponList:
+    """Raises Refusal."""
     fields = _Fields()
     size = fields.page_size(request.page_size)
     state = None
@@ -166,8 +190,10 @@ def coupon_list(request: coupon_pb2.ListCouponsRequest) -> tuple[int, CouponStat
             state = CouponState(coupon_pb2.Coupon.State.Name(request.state))
         except ValueError:
             fields.bad("state", "must be a state of Coupon")
+    filter_key = f"coupons {request.state}"
+    after = fields.page_token(filter_key, request.page_token, is_id)
     fields.finish()
-    return size, state
+    return CouponList(state, size, filter_key, after)
 
 
 def issuance_list(request: issuer_pb2.ListIssuancesRequest) -> IssuanceList:
@@ -180,8 +206,10 @@ def issuance_list(request: issuer_pb2.ListIssuancesRequest) -> IssuanceList:
     elif request.user_id:
         fields.identifier("user_id", request.user_id)
     size = fields.page_size(request.page_size)
+    filter_key = f"issuances {coupon_id or '-'} {request.user_id or '-'}"
+    after = fields.page_token(filter_key, request.page_token, is_id if any_coupon else _is_sequence)
     fields.finish()
-    return IssuanceList(coupon_id, UserId(request.user_id) if request.user_id else None, size)
+    return IssuanceList(coupon_id, UserId(request.user_id) if request.user_id else None, size, filter_key, after)
 
 
 def create(request: coupon_pb2.CreateCouponRequest) -> events_pb2.CouponChangeRequestedEvent:
@@ -215,7 +243,8 @@ def update(request: coupon_pb2.UpdateCouponRequest) -> events_pb2.CouponChangeRe
         paths = sorted(name for name in UPDATE_PATHS if _is_set(coupon, name))
     unknown = [path for path in paths if path not in UPDATE_PATHS]
     if unknown:
-        fields.bad("update_mask", f"may name {', '.join(sorted(UPDATE_PATHS))}, not {', '.join(unknown)}"[:500])
+        named = printable(", ".join(unknown), ID_LENGTH_MAX)
+        fields.bad("update_mask", f"may name {', '.join(sorted(UPDATE_PATHS))}, not {named}")
     elif not paths:
         fields.bad("update_mask", f"must name at least one of {', '.join(sorted(UPDATE_PATHS))}")
     fields.display_name("coupon.display_name", coupon.display_name)
@@ -251,6 +280,10 @@ def switch(name: str, request_id: str, action: events_pb2.CouponChangeRequestedE
     checked = fields.request_id(request_id)
     fields.finish(checked)
     return _Change(coupon_id=coupon_id, request_id=checked, action=action)
+
+
+def _is_sequence(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= _SEQUENCE_DIGITS_MAX
 
 
 def _is_set(coupon: coupon_pb2.Coupon, path: str) -> bool:

@@ -6,8 +6,6 @@ import base64
 import binascii
 import hashlib
 
-from services.runtime.rpc_errors import Violation, invalid
-
 _CHECK_BYTES = 8
 TOKEN_LENGTH_MAX = 1_024
 
@@ -17,25 +15,19 @@ def page_token(filter_key: str, after: str) -> str:
     return base64.urlsafe_b64encode(_check(filter_key, after) + after.encode()).decode().rstrip("=")
 
 
-def parse_page_token(filter_key: str, token: str) -> str:
-    """The row behind which the page begins; "" for the first. Raises Refusal for a token of another list or filter."""
+def parse_page_token(filter_key: str, token: str) -> str | None:
+    """The row behind which the page begins; "" for the first; None for a token of another list or filter."""
     if not token:
         return ""
     try:
         if len(token) > TOKEN_LENGTH_MAX:
-            raise ValueError("too long")
+            return None
         raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         after = raw[_CHECK_BYTES:].decode()
     except (binascii.Error, ValueError):
-        raise _bad_token() from None
-    if raw[:_CHECK_BYTES] != _check(filter_key, after):
-        raise _bad_token()
-    return after
+        return None
+    return after if raw[:_CHECK_BYTES] == _check(filter_key, after) else None
 
 
 def _check(filter_key: str, after: str) -> bytes:
     return hashlib.sha256(f"{filter_key}\0{after}".encode()).digest()[:_CHECK_BYTES]
-
-
-def _bad_token() -> Exception:
-    return invalid([Violation("page_token", "must be a next_page_token of this list with the same filter")])
