@@ -8,7 +8,14 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/protos
 PROTOS := $(sort $(wildcard protos/coupon/v1/*.proto))
 # Those of the code folders that have code.
 CODE := $(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.py,services migrations stack checker demo bench firstcome baseline tests)))))
-PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos -I$$(echo $(VENV)/lib/python3*/site-packages)
+GOOGLE_PROTOS = $$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages)
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos -I$(GOOGLE_PROTOS)
+# What lint-contract checks, and what that must not break: the contract as the last release had it.
+CONTRACT ?= protos
+RELEASED := released/protos
+# $(call image,ROOT,FILE): the contract under ROOT, compiled.
+image = (cd $(1) && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I. -I$(GOOGLE_PROTOS) \
+  --include_imports --include_source_info --descriptor_set_out=$(2) coupon/v1/*.proto)
 
 $(VENV)/.ready: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "firstcome needs Python 3.11 or later; set PYTHON=python3.x")'
@@ -38,7 +45,7 @@ test: $(VENV)/.ready ## all tests, or those in ARGS="tests/unit -k name"
 	@$(BIN)/pytest $(ARGS)
 
 .PHONY: lint
-lint: $(VENV)/.ready ## style, types, who may import whom, generated code up to date
+lint: $(VENV)/.ready lint-contract ## style, types, who may import whom, the contract, generated code up to date
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(CODE)
@@ -47,6 +54,18 @@ lint: $(VENV)/.ready ## style, types, who may import whom, generated code up to 
 	  $(PROTOC) --python_out="$$fresh" --pyi_out="$$fresh" --grpc_python_out="$$fresh" $(PROTOS) && \
 	  diff --recursive --brief --exclude='*.proto' --exclude=__pycache__ "$$fresh" protos || \
 	  { echo "the code beside the .proto files is stale: run make proto" >&2; exit 1; }
+
+.PHONY: lint-contract
+lint-contract: $(VENV)/.ready ## the contract's style, and that it breaks no client of the last release
+	@images=$$(mktemp -d) && trap 'rm -rf "$$images"' EXIT && \
+	  $(call image,$(CONTRACT),$$images/now.binpb) && $(call image,$(RELEASED),$$images/released.binpb) && \
+	  $(BIN)/buf lint $$images/now.binpb && \
+	  { $(BIN)/buf breaking $$images/now.binpb --against $$images/released.binpb || \
+	    { echo "this breaks clients of the last release, whose contract is in $(RELEASED)" >&2; exit 1; }; }
+
+.PHONY: release-proto
+release-proto: ## at a release: from now on protos/ is what later changes must not break
+	@rm -rf $(RELEASED) && mkdir -p $(RELEASED)/coupon/v1 && cp $(PROTOS) $(RELEASED)/coupon/v1/
 
 .PHONY: bench-ledger
 bench-ledger: $(VENV)/.ready ## how fast the ledger drains a backlog, against raw inserts
