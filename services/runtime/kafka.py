@@ -19,6 +19,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.partitioner import murmur2
 
+from services.runtime.lenient import fetch_leniently
 from services.runtime.log import get_logger
 
 log = get_logger(__name__)
@@ -115,7 +116,7 @@ class Record(NamedTuple):
     def size(self) -> int:
         """Bytes of key, value and headers."""
         size = len(self.key or b"") + len(self.value or b"")
-        return size + sum(len(name) + len(value or b"") for name, value in self.headers)
+        return size + sum(len(name.encode()) + len(value or b"") for name, value in self.headers)
 
     def header(self, name: str) -> bytes | None:
         """The first header of that name."""
@@ -293,9 +294,12 @@ class PartitionReader:
         with _away("poll"):
             try:
                 polled = await self._consumer.getmany(self._tp, timeout_ms=timeout_ms, max_records=max_records)
+                found = polled.get(self._tp, ())
             except OffsetOutOfRangeError as error:
                 raise OutOfLog(str(error)) from error
-        return [Record(r.offset, r.timestamp, r.key, r.value, r.headers) for r in polled.get(self._tp, ())]
+            except UnicodeDecodeError:
+                found = await self._poll_leniently()
+        return [Record(r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in found]
 
     async def read(self, start: int, end: int) -> AsyncIterator[list[Record]]:
         """The records with start <= offset < end, in lists; ends when the log has no more of them.
@@ -326,6 +330,16 @@ class PartitionReader:
         except OutOfLog:
             return None
         return None
+
+    async def _poll_leniently(self) -> Sequence[Any]:
+        """Past a record whose header name is not UTF-8: aiokafka has not moved its position over it."""
+        position = await self._consumer.position(self._tp)
+        async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+            found = await fetch_leniently(self._consumer, self._tp, position, FETCH_BYTES_MAX)
+        log.warning("header_name_not_utf8", topic=self._tp.topic, partition=self._tp.partition, offset=position)
+        if found:
+            self._consumer.seek(self._tp, found[-1].offset + 1)
+        return found
 
     async def stop(self) -> None:
         if self._started:

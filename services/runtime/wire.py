@@ -164,7 +164,7 @@ def _decode(record: Record) -> LineRecord:
         if name in _REDRIVE_HEADERS:
             redriven = True  # not counted: what was not too large at first is not too large when it is redriven
             continue
-        size += len(name) + len(header or b"")
+        size += (len(name) if name.isascii() else len(name.encode())) + len(header or b"")
         if name == kafka.CE_TYPE and ce_type is None:
             ce_type = header
     if size > RECORD_BYTES_MAX:
@@ -246,7 +246,7 @@ def _redrive(record: Record) -> Redrive | None:
         return None
     ticket = Ticket.parse((original or b"").decode())
     digits = (timestamp or b"").decode()
-    if ticket is None or not digits.isdecimal() or len(digits) > _TIMESTAMP_DIGITS_MAX:
+    if ticket is None or not (digits.isascii() and digits.isdecimal()) or len(digits) > _TIMESTAMP_DIGITS_MAX:
         raise ValueError("redrive headers")
     return Redrive(ticket, int(digits) * 1000)
 
@@ -557,7 +557,7 @@ def redrive_message(
 
 def _redrive_attempt(record: Record) -> int:
     digits = (record.header(kafka.REDRIVE_ATTEMPT) or b"").decode(errors="ignore")
-    return int(digits) if digits.isdecimal() and len(digits) < 9 else 0
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 9 else 0
 
 
 def _text(ticket: Ticket | None) -> str:
