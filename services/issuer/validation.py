@@ -113,10 +113,10 @@ class _Fields:
         if any(unicodedata.category(c) == "Cc" for c in text):
             self.bad(field, "must have no control characters")
 
-    def window(self, prefix: str, coupon: coupon_pb2.Coupon) -> None:
+    def window(self, prefix: str, coupon: coupon_pb2.Coupon, *, both_count: bool = True) -> None:
         start = self.time(f"{prefix}start_time", coupon.start_time)
         end = self.time(f"{prefix}end_time", coupon.end_time)
-        if coupon.HasField("start_time") and coupon.HasField("end_time") and end <= start:
+        if both_count and coupon.HasField("start_time") and coupon.HasField("end_time") and end <= start:
             self.bad(f"{prefix}end_time", "must be after start_time")
 
     def finish(self, request_id: str = "") -> None:
@@ -248,7 +248,8 @@ def update(request: coupon_pb2.UpdateCouponRequest) -> events_pb2.CouponChangeRe
     elif not paths:
         fields.bad("update_mask", f"must name at least one of {', '.join(sorted(UPDATE_PATHS))}")
     fields.display_name("coupon.display_name", coupon.display_name)
-    fields.window("coupon.", coupon)
+    # What the mask leaves alone may be anything; how the rest fits the coupon is for the ledger to say.
+    fields.window("coupon.", coupon, both_count={"start_time", "end_time"}.issubset(paths))
     if coupon.etag and Ticket.parse(coupon.etag) is None:
         fields.bad("coupon.etag", "must be an etag that the service gave")
     fields.finish(request_id)
