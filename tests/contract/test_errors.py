@@ -253,7 +253,7 @@ BAD_REQUESTS: list[tuple[str, Any, set[str]]] = [
         "UpdateCoupon",
         coupon_pb2.UpdateCouponRequest(
             coupon=Coupon(name="x", display_name="a" * 257, etag="old", start_time=at(9), end_time=at(1)),
-            update_mask={"paths": ["total_quantity"]},
+            update_mask={"paths": ["total_quantity", "start_time", "end_time"]},
             request_id="x",
         ),
         {"coupon.name", "coupon.display_name", "coupon.etag", "coupon.end_time", "update_mask", "request_id"},
