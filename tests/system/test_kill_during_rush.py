@@ -50,8 +50,8 @@ async def test_the_promises_hold_when_a_service_is_killed_in_mid_rush(
 
 
 async def _kill_again_and_again(services: Services, victim: str, answers: list[Answers]) -> None:
-    while not answers or not answers[0].answered:
-        await asyncio.sleep(0.05)  # noqa: ASYNC110 - the rush sets no event
+    while not answers or not answers[0].answered:  # noqa: ASYNC110 - the rush sets no event
+        await asyncio.sleep(0.05)
     process = services.processes[victim]
     for _ in range(KILLS):
         await asyncio.sleep(BETWEEN_KILLS_S)
