@@ -6,6 +6,7 @@ which it is true and yields only to a later one.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,22 +71,21 @@ class Admission:
         stale = {coupon_id for coupon_id, _ in keys if not self._is_fresh(coupon_id, now_s)}
         # Before the query: what is settled while it runs must not make its answer look old.
         seen = self._tail.seen()
+        # With the progress each time, also for fresh states: who has won is looked up in these very tables.
         granted, progress = await self._store.look_up(keys, list(stale))
-        behind: set[int] = set()
-        if progress is not None:
-            for partition, next_offset in progress.next_offsets.items():
-                self._tail.settled(partition, next_offset)
-            behind = {p for p, offset in seen.items() if progress.next_offsets.get(p, 0) <= offset}
-            for coupon in progress.coupons.values():
-                if coupon.partition not in behind:
-                    self._offer(_Cached(coupon, progress.next_offsets[coupon.partition] - 1, now_s))
+        for partition, next_offset in progress.next_offsets.items():
+            self._tail.settled(partition, next_offset)
+        behind = {p for p, offset in seen.items() if progress.next_offsets.get(p, 0) <= offset}
+        for coupon in progress.coupons.values():
+            if coupon.partition not in behind:
+                self._offer(_Cached(coupon, progress.next_offsets[coupon.partition] - 1, now_s))
         known = []
         for key in keys:
             coupon_id = key[0]
             # Found in this very look-up or kept: an expired state is not used.
             cached = self._cache.get(coupon_id)
             found = cached.coupon if cached is not None and now_s - cached.read_at_s <= LIFETIME_S else None
-            if found is None and progress is not None:
+            if found is None:
                 found = progress.coupons.get(coupon_id)
             partition = found.partition if found is not None else self.home(coupon_id)
             known.append(Known(granted.get(key), found, partition, partition in behind))
@@ -103,10 +103,14 @@ class Admission:
             self._cache[offered.coupon.coupon_id] = offered
 
     def _told(self, coupon: Coupon) -> None:
-        """A change's outcome: its etag is the ticket up to which it is true."""
+        """A change's outcome: its etag is the ticket up to which it is true.
+
+        It ends what is known from before it and is itself never used: how old it is nobody can tell, for outcomes may
+        come again, and a repeated change is answered with what it first came to.
+        """
         etag = Ticket.parse(coupon.etag)
         if etag is not None:
-            self._offer(_Cached(coupon, etag.offset, time.monotonic()))
+            self._offer(_Cached(coupon, etag.offset, -math.inf))
 
 
 def refusal_now(known: Known, request_id: RequestId, now_us: int) -> Reason | None:

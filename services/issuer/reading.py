@@ -96,10 +96,9 @@ class Reading:
         grants, progress = await self._store.look_up([(coupon_id, user_id)], [coupon_id])
         if (row := grants.get((coupon_id, user_id))) is not None:
             return answers.granted(row)
-        if progress is not None:
-            found = progress.coupons.get(coupon_id)
-            partition = found.partition if found is not None else self._admission.home(coupon_id)
-            _must_be_current(progress, partition, seen)
+        found = progress.coupons.get(coupon_id)
+        partition = found.partition if found is not None else self._admission.home(coupon_id)
+        _must_be_current(progress, partition, seen)
         raise answers.not_found("ISSUANCE_NOT_FOUND", f"coupons/{coupon_id}/issuances/{user_id}")
 
     async def _refused(self, coupon_id: CouponId, user_id: UserId, row: Refused) -> issuer_pb2.Issuance:

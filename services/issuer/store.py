@@ -76,10 +76,10 @@ class IssuerStore:
 
     async def look_up(
         self, keys: Sequence[Key], coupon_ids: Sequence[CouponId]
-    ) -> tuple[Mapping[Key, Granted], Progress | None]:
-        """Who of these has the coupon; and, where any are asked for, the coupons with the ledger's progress."""
+    ) -> tuple[Mapping[Key, Granted], Progress]:
+        """Who of these has the coupon; and these coupons with the ledger's progress, which is no later than that."""
         async with connection(self._engine) as db:
-            progress = _progress(await db.fetch(_COUPONS, self._topic, coupon_ids)) if coupon_ids else None
+            progress = _progress(await db.fetch(_COUPONS, self._topic, coupon_ids))
             rows = await db.fetch(_GRANTS, [user for _, user in keys], [coupon for coupon, _ in keys])
         return {(row["coupon_id"], row["user_id"]): _granted(row) for row in rows}, progress
 
