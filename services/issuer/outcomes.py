@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coupon.v1 import events_pb2
+from google.protobuf.message import DecodeError
 
 from services.domain.model import Coupon, CouponId, Reason, RequestId, Ticket, UserId
 from services.runtime import wire
@@ -21,6 +22,8 @@ POLL_RECORDS_MAX = 10_000
 POLL_MS = 1_000
 NO_USER = UserId("")
 """The user of a change's waiter."""
+
+_OFFSET_DIGITS_MAX = 19
 
 Event = events_pb2.CouponIssuedEvent | events_pb2.CouponRejectedEvent | events_pb2.CouponChangedEvent
 WaitKey = tuple[CouponId, UserId, RequestId]
@@ -172,19 +175,26 @@ class OutcomesTail:
             changed = record.header(CE_TYPE) == b"coupon.v1.CouponChangedEvent"
             if not changed and not self._waiters:
                 continue
-            told = _parse(record)
-            if told is None:
-                continue
-            if isinstance(told.event, events_pb2.CouponChangedEvent):
-                _, outcome = wire.parse_change_outcome(record.value or b"")
-                if outcome.coupon is not None:
-                    self.on_coupon(outcome.coupon)
-                user_id = NO_USER
-            else:
-                user_id = UserId(told.event.user_id)
-            key = CouponId(told.event.coupon_id), user_id, RequestId(told.event.request_id)
-            for waiter in self._waiters.get(key, ()):
-                waiter.tell(told)
+            try:
+                self._tell(record)
+            except (DecodeError, ValueError) as error:
+                # Not of this release's ledger. It must not end the issuer, or each that starts while it is the last.
+                log.warning("outcome_skipped", partition=partition, offset=record.offset, error=type(error).__name__)
+
+    def _tell(self, record: Record) -> None:
+        told = _parse(record)
+        if told is None:
+            return
+        if isinstance(told.event, events_pb2.CouponChangedEvent):
+            _, outcome = wire.parse_change_outcome(record.value or b"")
+            if outcome.coupon is not None:
+                self.on_coupon(outcome.coupon)
+            user_id = NO_USER
+        else:
+            user_id = UserId(told.event.user_id)
+        key = CouponId(told.event.coupon_id), user_id, RequestId(told.event.request_id)
+        for waiter in self._waiters.get(key, ()):
+            waiter.tell(told)
 
 
 _EVENTS: Mapping[bytes, type[Event]] = {
@@ -197,7 +207,7 @@ _EVENTS: Mapping[bytes, type[Event]] = {
 def _line_offset(record: Record) -> int:
     """The offset in the line of the record that was settled, from `ce_id`."""
     _, _, digits = (record.header("ce_id") or b"").rpartition(b"/")
-    return int(digits) if digits.isdigit() else -1
+    return int(digits) if digits.isdigit() and len(digits) <= _OFFSET_DIGITS_MAX else -1
 
 
 def _parse(record: Record) -> Told | None:
