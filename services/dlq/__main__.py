@@ -28,7 +28,7 @@ async def serve(config: DlqConfig, stopping: asyncio.Event) -> None:
     common = config.common
     topics = Topics(common.topic_prefix)
     health = Health()
-    server = GrpcServer(health, concurrent_calls_max=CONCURRENT_CALLS_MAX)
+    server = GrpcServer(health, concurrent_calls_max=CONCURRENT_CALLS_MAX, access=config.access)
     engine = create_engine(common.postgres_dsn, "firstcome-dlq", pool_size=common.pool_size)
     producer = RecordProducer(common.kafka_bootstrap, "dlq", delivery_timeout_s=PUBLISH_TIMEOUT_S)
     backoff = Backoff(base_s=config.backoff_base_ms / 1_000, cap_s=config.backoff_cap_ms / 1_000)

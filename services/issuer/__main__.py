@@ -49,7 +49,7 @@ async def serve(config: IssuerConfig, stopping: asyncio.Event) -> None:
         line = Line(producer, topics.line, partition_count, lambda partition: reader(topics.line, partition))
         admission = Admission(store, tail, partition_count)
         reading = Reading(admission, line, tail, store)
-        server = GrpcServer(health, concurrent_calls_max=config.concurrent_calls_max)
+        server = GrpcServer(health, concurrent_calls_max=config.concurrent_calls_max, access=config.access)
         issue_path = IssuePath(admission, line, tail, store, unsettled_max=config.unsettled_max)
         issuer_pb2_grpc.add_IssuerServiceServicer_to_server(IssuerServicer(issue_path, reading, tail), server.server)
         change_path = ChangePath(admission, line, tail, store)

@@ -14,6 +14,7 @@ from services.issuer.issue import Answer, Caller, IssuePath
 from services.issuer.outcomes import OutcomesTail
 from services.issuer.reading import Reading
 from services.issuer.watching import watch
+from services.runtime.auth import caller_name
 from services.runtime.paging import page_token
 from services.runtime.rpc_errors import Refusal
 
@@ -75,7 +76,7 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
         self._reading = reading
 
     async def CreateCoupon(self, request: coupon_pb2.CreateCouponRequest, context: Any) -> coupon_pb2.Coupon:  # noqa: N802
-        return await self._path.change(validation.create(request), _caller(context))
+        return await self._change(validation.create(request), context)
 
     async def GetCoupon(self, request: coupon_pb2.GetCouponRequest, context: Any) -> coupon_pb2.Coupon:  # noqa: N802
         return await self._reading.coupon(validation.coupon_name(request.name))
@@ -90,10 +91,10 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
         return coupon_pb2.ListCouponsResponse(coupons=coupons, next_page_token=token)
 
     async def UpdateCoupon(self, request: coupon_pb2.UpdateCouponRequest, context: Any) -> coupon_pb2.Coupon:  # noqa: N802
-        return await self._path.change(validation.update(request), _caller(context))
+        return await self._change(validation.update(request), context)
 
     async def AdjustStock(self, request: coupon_pb2.AdjustStockRequest, context: Any) -> coupon_pb2.Coupon:  # noqa: N802
-        return await self._path.change(validation.adjust_stock(request), _caller(context))
+        return await self._change(validation.adjust_stock(request), context)
 
     async def PauseCoupon(self, request: coupon_pb2.PauseCouponRequest, context: Any) -> coupon_pb2.Coupon:  # noqa: N802
         return await self._switch(request, _Change.PAUSE, context)
@@ -110,7 +111,11 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
         action: events_pb2.CouponChangeRequestedEvent.Action,
         context: Any,
     ) -> coupon_pb2.Coupon:
-        return await self._path.change(validation.switch(request.name, request.request_id, action), _caller(context))
+        return await self._change(validation.switch(request.name, request.request_id, action), context)
+
+    async def _change(self, event: _Change, context: Any) -> coupon_pb2.Coupon:
+        event.caller = caller_name()
+        return await self._path.change(event, _caller(context))
 
 
 def _caller(context: Any) -> Caller:

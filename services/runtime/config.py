@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from services.runtime import auth, tls
+from services.runtime.reload import BadFile
+from services.runtime.tls import TlsFiles
+
+RATE_BURST_MIN = 1_000
+"""What may come at once by default, if a second's worth is less: a batch of the largest size."""
 
 
 class ConfigError(Exception):
@@ -52,6 +59,16 @@ class _Reader:
             self._faults.append(f"{name} must be postgresql://user[:password]@host:port/database")
         return value.replace("postgres://", "postgresql://", 1) if value.startswith("postgres://") else value
 
+    def optional(self, name: str) -> str | None:
+        return self._environ.get(name) or None
+
+    def check(self, name: str, load: Callable[[], object]) -> None:
+        """That a file can be used."""
+        try:
+            load()
+        except BadFile as error:
+            self._faults.append(f"{name}: {error}")
+
     def fault(self, text: str) -> None:
         self._faults.append(text)
 
@@ -75,12 +92,26 @@ class Common:
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """Who may call, over what, and how often. As it is without settings it serves on loopback only.
+
+    `callers_path`: the file of tokens and certificates; None: authentication is off. `rate_per_s` of 0: no limit.
+    """
+
+    callers_path: str | None = None
+    tls: TlsFiles | None = None
+    rate_per_s: int = 0
+    rate_burst: int = RATE_BURST_MIN
+
+
+@dataclass(frozen=True, slots=True)
 class IssuerConfig:
     common: Common
     listen: str
     concurrent_calls_max: int
     waiters_max: int
     unsettled_max: int
+    access: Access = field(default_factory=Access)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +127,7 @@ class DlqConfig:
     attempts_max: int
     backoff_base_ms: int
     backoff_cap_ms: int
+    access: Access = field(default_factory=Access)
 
 
 def issuer_config(environ: Mapping[str, str]) -> IssuerConfig:
@@ -103,7 +135,8 @@ def issuer_config(environ: Mapping[str, str]) -> IssuerConfig:
     reader = _Reader(environ)
     config = IssuerConfig(
         common=_common(reader, "127.0.0.1:50061", pool_size=4),
-        listen=_listen(reader, "127.0.0.1:50051"),
+        listen=(listen := reader.address("FIRSTCOME_LISTEN", "127.0.0.1:50051")),
+        access=_access(reader, listen),
         concurrent_calls_max=reader.integer("FIRSTCOME_CONCURRENT_CALLS_MAX", 12_000, 1, 1_000_000),
         waiters_max=reader.integer("FIRSTCOME_WAITERS_MAX", 100_000, 1, 10_000_000),
         unsettled_max=reader.integer("FIRSTCOME_UNSETTLED_MAX", 200_000, 1, 1_000_000_000),
@@ -128,7 +161,8 @@ def dlq_config(environ: Mapping[str, str]) -> DlqConfig:
     reader = _Reader(environ)
     config = DlqConfig(
         common=_common(reader, "127.0.0.1:50063", pool_size=4),
-        listen=_listen(reader, "127.0.0.1:50053"),
+        listen=(listen := reader.address("FIRSTCOME_LISTEN", "127.0.0.1:50053")),
+        access=_access(reader, listen),
         attempts_max=reader.integer("FIRSTCOME_RETRY_ATTEMPTS_MAX", 5, 1, 1_000),
         backoff_base_ms=reader.integer("FIRSTCOME_RETRY_BACKOFF_BASE_MS", 1_000, 1, 3_600_000),
         backoff_cap_ms=reader.integer("FIRSTCOME_RETRY_BACKOFF_CAP_MS", 60_000, 1, 86_400_000),
@@ -150,15 +184,51 @@ def _common(reader: _Reader, health_listen: str, *, pool_size: int) -> Common:
     )
 
 
-def _listen(reader: _Reader, default: str) -> str:
-    listen = reader.address("FIRSTCOME_LISTEN", default)
-    reader.choice("FIRSTCOME_AUTH", "required", ("off",))
-    if not _is_loopback(listen.rpartition(":")[0]):
-        reader.fault(f"FIRSTCOME_LISTEN is {listen}: without authentication only a loopback address may be served")
-    return listen
+def _access(reader: _Reader, listen: str) -> Access:
+    beyond = not is_loopback(listen)
+    authenticated = reader.choice("FIRSTCOME_AUTH", "required", ("required", "off")) != "off"
+    callers_path = reader.optional("FIRSTCOME_TOKENS") if authenticated else None
+    if callers_path is not None:
+        reader.check("FIRSTCOME_TOKENS", lambda: auth.load_callers(callers_path))
+    elif authenticated:
+        reader.fault(
+            "FIRSTCOME_TOKENS is not set: it names the file of callers, their roles and tokens or certificates "
+            "(or FIRSTCOME_AUTH=off, on loopback)"
+        )
+    elif beyond:
+        reader.fault(f"FIRSTCOME_LISTEN is {listen}: with FIRSTCOME_AUTH=off only a loopback address may be served")
+    files = _tls(reader)
+    plain = reader.choice("FIRSTCOME_TLS", "required", ("required", "off")) == "off"
+    if plain and files is not None:
+        reader.fault("FIRSTCOME_TLS is off and FIRSTCOME_TLS_CERT is set: unset one of them")
+    if beyond and files is None and not plain:
+        reader.fault(
+            f"FIRSTCOME_LISTEN is {listen}: beyond loopback FIRSTCOME_TLS_CERT and FIRSTCOME_TLS_KEY must be set "
+            "(or FIRSTCOME_TLS=off, where a mesh encrypts)"
+        )
+    per_s = reader.integer("FIRSTCOME_RATE_PER_S", 0, 0, 1_000_000)
+    burst = reader.integer("FIRSTCOME_RATE_BURST", max(per_s, RATE_BURST_MIN), 1, 1_000_000)
+    return Access(callers_path, files, per_s, burst)
 
 
-def _is_loopback(host: str) -> bool:
+def _tls(reader: _Reader) -> TlsFiles | None:
+    cert, key = reader.optional("FIRSTCOME_TLS_CERT"), reader.optional("FIRSTCOME_TLS_KEY")
+    client_ca = reader.optional("FIRSTCOME_TLS_CLIENT_CA")
+    if cert is None and key is None:
+        if client_ca is not None:
+            reader.fault("FIRSTCOME_TLS_CLIENT_CA needs FIRSTCOME_TLS_CERT and FIRSTCOME_TLS_KEY")
+        return None
+    if cert is None or key is None:
+        reader.fault("FIRSTCOME_TLS_CERT and FIRSTCOME_TLS_KEY must be set together")
+        return None
+    files = TlsFiles(cert, key, client_ca)
+    reader.check("FIRSTCOME_TLS_*", lambda: tls.load(files))
+    return files
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether <host>:<port> is reached from this machine alone."""
+    host = listen.rpartition(":")[0]
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -13,12 +14,16 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from services.domain.model import is_request_id
-from services.runtime import telemetry
+from services.domain.model import is_request_id, printable
+from services.runtime import auth, telemetry, tls
+from services.runtime.auth import LOCAL, METHODS, Callers, Role, caller_name, need_role, set_caller
+from services.runtime.config import Access, ConfigError, is_loopback
 from services.runtime.health import Health, bind
 from services.runtime.kafka import KafkaAway
 from services.runtime.log import get_logger
 from services.runtime.postgres import DatabaseAway
+from services.runtime.rate import CallerRates
+from services.runtime.reload import POLL_INTERVAL_S, Reloaded
 from services.runtime.rpc_errors import Refusal, unavailable
 
 log = get_logger(__name__)
@@ -30,14 +35,26 @@ CONNECTION_AGE_MS_MAX = 300_000
 CONNECTION_AGE_GRACE_MS = 60_000
 SERVER_HEADROOM_CALLS = 1_000
 """How far grpc's own limit, which answers without details, stays above ours."""
+RESOURCE_BYTES_MAX = 256
+TOO_LATE = grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed before the work began"
 
 
 class GrpcServer:
     """Our servicers behind the boundary, on one port."""
 
-    def __init__(self, health_of_service: Health, *, concurrent_calls_max: int) -> None:
+    def __init__(self, health_of_service: Health, *, concurrent_calls_max: int, access: Access | None = None) -> None:
+        """Raises BadFile, if what `access` names was readable when it was checked and is no more."""
         self._health = health_of_service
-        self.boundary = Boundary(concurrent_calls_max)
+        self._access = access or Access()
+        self._watching: asyncio.Task[None] | None = None
+        self._callers: Reloaded[Callers] | None = None
+        self._certificate: Reloaded[grpc.ServerCertificateConfiguration] | None = None
+        if (path := self._access.callers_path) is not None:
+            self._callers = Reloaded("callers", [path], lambda: auth.load_callers(path))
+        if (files := self._access.tls) is not None:
+            self._certificate = Reloaded("certificate", files.paths, lambda: tls.load(files))
+        rates = CallerRates(self._access.rate_per_s, self._access.rate_burst) if self._access.rate_per_s else None
+        self.boundary = Boundary(concurrent_calls_max, callers=self._callers, rates=rates)
         self.server = grpc.aio.server(
             interceptors=[*telemetry.server_interceptors(), self.boundary],
             options=[
@@ -53,76 +70,214 @@ class GrpcServer:
         """Serve; `services` are the full names that reflection and health speak of. Raises OSError."""
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self.server)
         reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.server)
-        bind(self.server, listen)
+        files, certificate = self._access.tls, self._certificate
+        if self._callers is None and not is_loopback(listen):
+            raise ConfigError(f"without authentication only a loopback address may be served, not {listen}")
+        secure = tls.credentials(files, certificate) if files is not None and certificate is not None else None
+        bind(self.server, listen, secure)
         await self.server.start()
+        self._watching = asyncio.create_task(self._watch_files())
+        if self._callers is None:
+            log.warning("authentication_off", listen=listen)
+        elif secure is None and not is_loopback(listen):
+            log.warning("encryption_off", listen=listen)
+        log.info("serving", listen=listen, tls=secure is not None, mtls=bool(files and files.client_ca))
 
     async def stop(self, drain_timeout_s: float) -> None:
         """Take no more calls, let those under way end within the time, then cut them off."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self.server.stop(grace=drain_timeout_s)
+
+    async def _watch_files(self) -> None:
+        told = 0
+        while True:
+            await asyncio.sleep(POLL_INTERVAL_S)
+            try:
+                if self._callers is not None:
+                    await self._callers.poll()
+                if self._certificate is not None:
+                    await self._certificate.poll()
+            except Exception as error:
+                log.error("reload_failed", exc_info=error)
+            # Summed up: whoever has no credentials must not fill the log either.
+            if (refused := self.boundary.unauthenticated_calls) != told:
+                log.warning("unauthenticated_calls", count=refused - told)
+                told = refused
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Where bytes become requests and exceptions become answers, for every method of the contract."""
+    """Where bytes become requests and exceptions become answers, for every method of the contract.
 
-    def __init__(self, concurrent_calls_max: int) -> None:
+    In this order: is there still time, who calls, may they, what do they ask, is there room, have they asked too often.
+    """
+
+    def __init__(
+        self, concurrent_calls_max: int, *, callers: Reloaded[Callers] | None = None, rates: CallerRates | None = None
+    ) -> None:
+        """Without `callers` authentication is off; without `rates` no caller is held back."""
         self._concurrent_calls_max = concurrent_calls_max
+        self._callers = callers
+        self._rates = rates
+        self._handlers: dict[str, Any] = {}
         self.calls_in_flight = 0
+        self.unauthenticated_calls = 0
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        handler: Any = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(PACKAGE):
-            return handler
+        method = handler_call_details.method
+        guarded = self._handlers.get(method)
+        if guarded is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # grpc answers UNIMPLEMENTED; nothing is kept of names that strangers make up
+                return None
+            guarded = self._handlers[method] = self._guarded(method, handler)
+        return guarded
+
+    def _guarded(self, method: str, handler: Any) -> Any:
+        if not method.startswith(PACKAGE):
+            return self._for_known_callers(method, handler)
         # The bytes are parsed in here: grpc answers what it can't parse with INTERNAL.
         parse = handler.request_deserializer
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
-                self._unary(handler.unary_unary, parse), None, handler.response_serializer
+                self._unary(method, handler.unary_unary, parse), None, handler.response_serializer
             )
         return grpc.unary_stream_rpc_method_handler(
-            self._stream(handler.unary_stream, parse), None, handler.response_serializer
+            self._stream(method, handler.unary_stream, parse), None, handler.response_serializer
         )
 
-    def _unary(self, behave: Any, parse: Any) -> Any:
+    def _unary(self, method: str, behave: Any, parse: Any) -> Any:
+        recorded = METHODS.get(method) is Role.OPERATE
+
         async def call(raw: bytes, context: Any) -> Any:
+            if context.time_remaining() == 0:
+                return await context.abort(*TOO_LATE)
+            request, refusal, outcome = None, None, "OK"
             self.calls_in_flight += 1
             try:
-                self._admit()
-                return await behave(_parsed(parse, raw), context)
+                self._admit(method, context)
+                request = _parsed(parse, raw)
+                self._make_room(request)
+                return await behave(request, context)
             except Exception as error:
                 refusal = _refusal(error)
+                outcome = refusal.reason if refusal is not None else "INTERNAL"
             except asyncio.CancelledError:
+                outcome = "CANCELLED"
                 if context.cancelled() or context.done():
                     raise
                 refusal = unavailable("LEDGER_UNAVAILABLE", "the call was cut short inside the service")
             finally:
                 self.calls_in_flight -= 1
-            return await _abort(context, _with_request_id(refusal, parse, raw))
+                if recorded:
+                    _record(method, request, outcome)
+            return await _abort(context, _with_request_id(refusal, request))
 
         return call
 
-    def _stream(self, behave: Any, parse: Any) -> Any:
+    def _stream(self, method: str, behave: Any, parse: Any) -> Any:
         async def call(raw: bytes, context: Any) -> AsyncIterator[Any]:
+            if context.time_remaining() == 0:
+                await context.abort(*TOO_LATE)
+            request = None
             self.calls_in_flight += 1
             try:
-                self._admit()
-                async for message in behave(_parsed(parse, raw), context):
-                    yield message
+                self._admit(method, context)
+                request = _parsed(parse, raw)
+                self._make_room(request)
+                await _write_all(behave(request, context), context)
                 return
             except Exception as error:
+                if context.cancelled() or context.done():
+                    return
                 refusal = _refusal(error)
             finally:
                 self.calls_in_flight -= 1
-            await _abort(context, _with_request_id(refusal, parse, raw))
+            await _abort(context, _with_request_id(refusal, request))
+            yield  # never reached: it makes this the generator that the spans' interceptor expects
 
         return call
 
-    def _admit(self) -> None:
+    def _for_known_callers(self, method: str, handler: Any) -> Any:
+        """Health and reflection: for every caller, but not for strangers."""
+        behave = handler.unary_unary or handler.unary_stream or handler.stream_stream
+
+        async def one(request: Any, context: Any) -> Any:
+            try:
+                self._admit(method, context)
+            except Refusal as refusal:
+                return await _abort(context, refusal)
+            return await behave(request, context)
+
+        async def many(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                self._admit(method, context)
+            except Refusal as refusal:
+                await _abort(context, refusal)
+            answers = behave(request, context)
+            await (_write_all(answers, context) if hasattr(answers, "__aiter__") else answers)
+            return
+            yield  # as above
+
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        guarded: Any = many if handler.response_streaming else one
+        return make(guarded, handler.request_deserializer, handler.response_serializer)
+
+    def _admit(self, method: str, context: Any) -> None:
+        """Raises Refusal unless the caller is known and has the role that the method needs."""
+        if self._callers is None:
+            caller = LOCAL
+        else:
+            try:
+                caller = self._callers.current.identify(context)
+            except Refusal:
+                self.unauthenticated_calls += 1
+                raise
+        set_caller(caller)
+        need_role(method, caller)
+
+    def _make_room(self, request: Any) -> None:
         if self.calls_in_flight > self._concurrent_calls_max:
             raise unavailable("OVERLOADED", f"more than {self._concurrent_calls_max} calls are under way")
+        if self._rates is not None:
+            wait_s = self._rates.charge(caller_name(), len(getattr(request, "requests", "-")))
+            if wait_s > 0:
+                refusal = unavailable("RATE_LIMITED", f"caller {caller_name()} calls more often than it may")
+                refusal.retry_after_ms = math.ceil(wait_s * 1_000)
+                raise refusal
+
+
+async def _write_all(messages: Any, context: Any) -> None:
+    # Written, not yielded on: a caller who leaves ends it here and now, not when the collector comes by.
+    async with contextlib.aclosing(messages):
+        async for message in messages:
+            await context.write(message)
+
+
+def _record(method: str, request: Any, outcome: str) -> None:
+    """Who did what; CANCELLED: the caller left before the answer, and the change may be in the line."""
+    if caller_name():
+        log.info("operator_call", method=method, caller=caller_name(), resource=_resource(request), outcome=outcome)
+
+
+def _resource(request: Any) -> str:
+    """The name of what the request is about, as far as it was read."""
+    name: str = getattr(request, "name", "")
+    if not name and (coupon_id := getattr(request, "coupon_id", "")):
+        name = f"coupons/{coupon_id}"
+    if not name:
+        name = getattr(getattr(request, "coupon", None), "name", "")
+    return printable(name, RESOURCE_BYTES_MAX)
 
 
 def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:
@@ -145,13 +300,15 @@ def _refusal(error: Exception) -> Refusal | None:
     return None
 
 
-def _with_request_id(refusal: Refusal | None, parse: Callable[[bytes], Any], raw: bytes) -> Refusal | None:
-    """The refusal with the caller's own request_id where it was made before anyone looked at the request."""
-    if refusal is not None and "request_id" not in refusal.metadata:
-        with contextlib.suppress(DecodeError, ValueError):
-            request_id = getattr(parse(raw), "request_id", "")
-            if is_request_id(request_id):
-                refusal.metadata = {**refusal.metadata, "request_id": request_id}
+def _with_request_id(refusal: Refusal | None, request: Any) -> Refusal | None:
+    """The refusal with the caller's own request_id where it was made before a method looked at the request.
+
+    Not where it was made before the request was parsed: for those who may not call nothing is parsed.
+    """
+    if refusal is not None and request is not None and "request_id" not in refusal.metadata:
+        request_id = getattr(request, "request_id", "")
+        if is_request_id(request_id):
+            refusal.metadata = {**refusal.metadata, "request_id": request_id}
     return refusal
 
 
