@@ -38,6 +38,10 @@ SERVER_HEADROOM_CALLS = 1_000
 RESOURCE_BYTES_MAX = 256
 TOO_LATE = grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed before the work began"
 
+DRAIN_LOOK_S = 0.05
+ANSWER_FLUSH_S = 1.0
+"""How long answers may still be on their way when the last call of the contract has ended."""
+
 
 class GrpcServer:
     """Our servicers behind the boundary, on one port."""
@@ -84,10 +88,18 @@ class GrpcServer:
         log.info("serving", listen=listen, tls=secure is not None, mtls=bool(files and files.client_ca))
 
     async def stop(self, drain_timeout_s: float) -> None:
-        """Take no more calls, let those under way end within the time, then cut them off."""
+        """Take no more calls, let those under way end within the time, then cut them off.
+
+        Those who watch the health hold a stream open for ever: they are not waited for.
+        """
         if self._watching is not None:
             self._watching.cancel()
-        await self.server.stop(grace=drain_timeout_s)
+        stopping = asyncio.ensure_future(self.server.stop(grace=drain_timeout_s))
+        await asyncio.sleep(DRAIN_LOOK_S)
+        while self.boundary.calls_in_flight and not stopping.done():
+            await asyncio.sleep(DRAIN_LOOK_S)
+        await self.server.stop(grace=min(ANSWER_FLUSH_S, drain_timeout_s))
+        await stopping
 
     async def _watch_files(self) -> None:
         told = 0
