@@ -1,0 +1,66 @@
+"""Every call goes through here: with a deadline and the token, its error decoded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import grpc
+
+from firstcome.channel import Connection
+from firstcome.errors import FirstcomeError, error_of_call
+
+PAGE_SIZE_DEFAULT = 500
+_BACKOFF_BASE_S = 0.2
+_BACKOFF_CAP_S = 3.0
+T = TypeVar("T")
+
+
+class Calls:
+    """Makes calls on one channel. The generated stubs are not typed, hence Any."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._token = connection.token
+        self.timeout_s = connection.timeout_s
+
+    async def unary(self, method: Any, request: Any, timeout_s: float | None = None) -> Any:
+        """The answer. Raises FirstcomeError, which knows the request_id that was sent."""
+        try:
+            return await method(request, timeout=self._deadline_s(timeout_s), metadata=self._metadata())
+        except grpc.aio.AioRpcError as error:
+            raise error_of_call(error, getattr(request, "request_id", "")) from error
+
+    async def stream(self, method: Any, request: Any, timeout_s: float) -> AsyncIterator[Any]:
+        """The answers, as they come. Raises FirstcomeError."""
+        call = method(request, timeout=timeout_s, metadata=self._metadata())
+        try:
+            async for message in call:
+                yield message
+        except grpc.aio.AioRpcError as error:
+            raise error_of_call(error) from error
+        finally:
+            call.cancel()
+
+    def _deadline_s(self, timeout_s: float | None) -> float:
+        return self.timeout_s if timeout_s is None else timeout_s
+
+    def _metadata(self) -> Sequence[tuple[str, str]]:
+        return [("authorization", f"Bearer {self._token()}")] if self._token is not None else []
+
+
+async def pages(fetch: Callable[[str], Awaitable[tuple[Sequence[T], str]]]) -> AsyncIterator[T]:
+    """The items of all pages; `fetch` gives a page and the token of the next, "" behind the last."""
+    token = ""
+    while True:
+        items, token = await fetch(token)
+        for item in items:
+            yield item
+        if not token:
+            return
+
+
+def pause_s(failures: int, error: FirstcomeError) -> float:
+    """How long to wait after so many failures in a row: what the server asks for, and a growing, random part."""
+    backoff_s: float = min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0 ** min(failures - 1, 10))
+    return (error.retry_after_s or 0.0) + backoff_s * random.uniform(0.5, 1.0)

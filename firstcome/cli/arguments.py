@@ -1,0 +1,32 @@
+"""Arguments that several commands have."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+
+def coupon_id(text: str) -> str:
+    """The id, also from the resource name that the API shows."""
+    return text.removeprefix("coupons/")
+
+
+def moment(text: str) -> datetime:
+    """ISO 8601; without an offset it is local time, as on the operator's clock."""
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError) as error:
+        raise typer.BadParameter(
+            f"{text!r} is no time; write it as 2026-12-24T18:00 (local time) or 2026-12-24T18:00:00Z"
+        ) from error
+
+
+CouponArgument = Annotated[str, typer.Argument(metavar="COUPON", help="The coupon's id.", parser=coupon_id)]
+UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's id.")]
+TicketOption = Annotated[str, typer.Option(help="The request's ticket, <partition>-<offset>.")]
+RequestIdOption = Annotated[
+    str | None, typer.Option(help="A UUID; repeating a command with the same one is harmless. Made if not given.")
+]
+LimitOption = Annotated[int, typer.Option(min=1, help="How many at most.")]
