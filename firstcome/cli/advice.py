@@ -30,7 +30,7 @@ def advice(error: FirstcomeError) -> str:
     if error.request_id:
         again += f" with --request-id {error.request_id}: that is harmless whether or not it was done"
     if isinstance(error, DeadlineExceeded):
-        return f"there was no answer in time; give more by --timeout, or {again}"
+        return f"there was no answer in time: check --address, or give more by --timeout; then {again}"
     if error.reason == "UNAVAILABLE":
         return f"check --address and whether the issuer runs (and whether it wants TLS: --ca); then {again}"
     if isinstance(error, Unavailable | Overloaded):
