@@ -235,7 +235,7 @@ class System:
     def __init__(self, stack: Stack, dsn: str, topics: Topics) -> None:
         self.stack, self.dsn, self.topics = stack, dsn, topics
         self.producer = RecordProducer(stack.kafka_bootstrap, "test")
-        self._readers: dict[tuple[str, int], PartitionReader] = {}
+        self._readers: dict[tuple[str, int, str], PartitionReader] = {}
 
     def environ(self, **settings: str) -> dict[str, str]:
         """The settings of a service of this system."""
@@ -317,8 +317,8 @@ class System:
         told = wire.dead_letter_message(self.topics.line, ticket.partition, record, ParkReason.INTERNAL, "boom")
         await self.put(self.topics.dlq, ticket.partition, told)
 
-    def _reader(self, topic: str, partition: int) -> PartitionReader:
-        key = topic, partition
+    def _reader(self, topic: str, partition: int, use: str = "records") -> PartitionReader:
+        key = topic, partition, use
         if key not in self._readers:
             self._readers[key] = PartitionReader(self.stack.kafka_bootstrap, "test", topic, partition)
         return self._readers[key]
@@ -331,7 +331,9 @@ class System:
 
     async def ends(self) -> list[int]:
         """The end of the line in each partition."""
-        return [(await self._reader(self.topics.line, p).bounds())[1] for p in range(TEST_PARTITIONS)]
+        # Readers that read nothing: one that waits for records at the end answers half a second later.
+        readers = [self._reader(self.topics.line, partition, "ends") for partition in range(TEST_PARTITIONS)]
+        return [end for _, end in await asyncio.gather(*(reader.bounds() for reader in readers))]
 
     async def settled(self) -> None:
         """Returns once the ledger has settled the whole line as it is now."""

@@ -1,0 +1,55 @@
+"""The catalogue of errors."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+
+from services.domain.model import Reason
+from services.runtime.rpc_errors import CATALOGUE, Detail, Refusal, Violation, invalid, unavailable
+
+_RETRIED = {
+    "OVERLOADED",
+    "RATE_LIMITED",
+    "KAFKA_UNAVAILABLE",
+    "DATABASE_UNAVAILABLE",
+    "LEDGER_UNAVAILABLE",
+}
+
+
+@pytest.mark.parametrize("reason", CATALOGUE)
+def test_every_error_has_its_info_first_and_then_its_detail(reason: str) -> None:
+    refusal = Refusal(
+        reason, "said", resource="coupons/x", violations=[Violation("f", "d")], metadata={"request_id": "r"}
+    )
+    status = refusal.status()
+    code, detail = CATALOGUE[reason]
+    assert (status.code, status.message) == (code.value[0], "said")
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.reason, info.domain, dict(info.metadata)) == (reason, "firstcome", {"request_id": "r"})
+    names = [packed.TypeName() for packed in status.details[1:]]
+    assert names == ([] if detail is Detail.NONE else [f"google.rpc.{detail.value}"])
+
+
+def test_what_is_worth_trying_again_says_when() -> None:
+    assert {reason for reason, (_, detail) in CATALOGUE.items() if detail is Detail.RETRY} == _RETRIED
+    unavailable_codes = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert {reason for reason, (code, _) in CATALOGUE.items() if code in unavailable_codes} == _RETRIED
+    retry = error_details_pb2.RetryInfo()
+    assert unavailable("OVERLOADED", "full").status().details[1].Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() == 500
+
+
+def test_every_refusal_of_the_ledger_has_its_row() -> None:
+    assert {reason.value for reason in Reason} - {"REPEATED"} <= set(CATALOGUE)
+
+
+def test_every_bad_field_is_in_the_details_and_in_the_message() -> None:
+    refusal = invalid([Violation("a", "must be b"), Violation("c", "is required")], "r")
+    bad = error_details_pb2.BadRequest()
+    assert refusal.status().details[1].Unpack(bad)
+    assert [(v.field, v.description) for v in bad.field_violations] == [("a", "must be b"), ("c", "is required")]
+    assert refusal.message == "a: must be b; c: is required"
+    assert refusal.metadata == {"request_id": "r"}
