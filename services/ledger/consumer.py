@@ -113,6 +113,7 @@ class PartitionLedger:
         reading = asyncio.create_task(self._next_batch(position))
         try:
             while not self._stopping.is_set():
+                self._check_run()  # here, so that it also holds when a publication has failed meanwhile
                 batch = await reading
                 if len(batch) > 0:
                     # The next batch is read and decoded while PostgreSQL works on this one: only reading runs ahead.
@@ -124,7 +125,6 @@ class PartitionLedger:
                     # The next batch settles while this one is published: outcomes are of committed verdicts only.
                     publishing = asyncio.create_task(self._publish(settled))
                     self._pace.succeeded()
-                    self._check_run()
                 else:
                     reading = asyncio.create_task(self._next_batch(position))
                     if publishing is not None:
@@ -168,6 +168,8 @@ class PartitionLedger:
                 return await self._settle(position, _unstorable(batch, error), again=again)
             middle = len(batch) // 2
             left = await self._settle(position, batch.part(0, middle), again=again)
+            if self._run.reached:
+                return left  # it may be shorter than asked for, and what is behind it waits for a person
             return left + await self._settle(left.position, batch.part(middle, len(batch)), again=again)
         except DeadLetterRun as error:
             return await self._settle(position, batch.part(0, error.length), again=again)
@@ -283,7 +285,7 @@ class PartitionLedger:
             start = end
 
     def _check_run(self) -> None:
-        if self._run.limit and self._run.length >= self._run.limit:
+        if self._run.reached:
             raise Halted(
                 f"{self._run.length} records in a row were parked; after the cause is known, "
                 "a restart with FIRSTCOME_DEAD_LETTER_RUN_MAX=0 lets them through"

@@ -76,6 +76,10 @@ class ParkedRun:
     length: int
     limit: int
 
+    @property
+    def reached(self) -> bool:
+        return 0 < self.limit <= self.length
+
     def after(self, verdicts: Iterable[Verdict]) -> ParkedRun:
         """The run behind these verdicts. Raises DeadLetterRun where the limit falls within them."""
         length = self.length
