@@ -235,8 +235,8 @@ class PartitionLedger:
         begin, end = await self._line.bounds()
         if position.next_offset > end:
             raise Halted(f"the position {position.next_offset} is past the log's end {end}: truncated or recreated")
-        if begin > position.next_offset:
-            raise Halted(f"the log begins at {begin}, after the position {position.next_offset}")
+        if begin > position.published_offset:
+            raise Halted(f"the log begins at {begin}, after the position {position.published_offset}")
         if position.last is not None:
             self._check_same(position.last, await self._line.read_one(position.last.offset))
 
