@@ -14,6 +14,9 @@ APPEND_BATCH_MAX = 4_000
 APPENDS_WAITING_MAX = 100_000
 """Of one partition; more are refused as OVERLOADED."""
 
+RECORDS_KEPT_MAX = 10_000
+"""Records never change, and whoever watches a place in the line asks for the same one each second."""
+
 
 class Line:
     """The topic of requests, as the issuer uses it."""
@@ -31,6 +34,7 @@ class Line:
         self._make_reader = make_reader
         self._readers: dict[int, tuple[asyncio.Lock, PartitionReader]] = {}
         self._ends: dict[int, int] = {}
+        self._records: dict[Ticket, LineRecord] = {}
         self._appends = [self._coalescer(partition) for partition in range(partition_count)]
 
     async def append(self, partition: int, messages: Sequence[Message]) -> Sequence[Appended]:
@@ -48,12 +52,19 @@ class Line:
         """The record at that place, if there is one. Raises KafkaAway."""
         if ticket.partition >= self.partition_count:
             return None
+        if (known := self._records.get(ticket)) is not None:
+            return known
         if ticket.partition not in self._readers:
             self._readers[ticket.partition] = asyncio.Lock(), self._make_reader(ticket.partition)
         lock, reader = self._readers[ticket.partition]
         async with lock:
             record = await reader.read_one(ticket.offset)
-        return None if record is None else wire.decode(record, ticket.partition)
+        if record is None:
+            return None
+        if len(self._records) >= RECORDS_KEPT_MAX:
+            self._records.pop(next(iter(self._records)))
+        decoded = self._records[ticket] = wire.decode(record, ticket.partition)
+        return decoded
 
     async def stop(self) -> None:
         await asyncio.gather(*(reader.stop() for _, reader in self._readers.values()))

@@ -287,6 +287,7 @@ class PartitionReader:
         """Read from `offset` on. Raises KafkaAway."""
         with _away("seek"):
             await self._start()
+            self._consumer.resume(self._tp)
             self._consumer.seek(self._tp, offset)
 
     async def poll(self, *, max_records: int, timeout_ms: int) -> list[Record]:
@@ -323,12 +324,16 @@ class PartitionReader:
             yield [record for record in records if record.offset < end]
 
     async def read_one(self, offset: int) -> Record | None:
-        """The record at exactly that offset, if the log has it. Raises KafkaAway."""
+        """The record at exactly that offset, if the log has it; `seek` must follow before `poll`. Raises KafkaAway."""
         try:
             async for records in self.read(offset, offset + 1):
                 return records[0] if records[0].offset == offset else None
         except OutOfLog:
             return None
+        finally:
+            if self._started:
+                # Else it would wait at the log's end for records, and what is asked next would wait behind that.
+                self._consumer.pause(self._tp)
         return None
 
     async def _poll_leniently(self) -> Sequence[Any]:
