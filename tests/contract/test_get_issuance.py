@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import pytest
@@ -137,6 +138,17 @@ async def test_a_parked_request_and_what_its_redrive_came_to(fresh: System) -> N
             assert (await client.get(coupon_id, "somebody", str(taken))).state == Issuance.ISSUED
             assert (await client.get(coupon_id, "d", str(left))).state == Issuance.PARKED
             assert (await refused(client.get(coupon_id, "d"))).reason == "ISSUANCE_NOT_FOUND"
+
+
+async def test_many_may_ask_at_once_for_their_places_in_the_line(fresh: System) -> None:
+    coupon_id = new_id()
+    async with fresh.issuer() as client:
+        async with fresh.ledger():
+            await client.create(coupon_id)
+        places = [await client.issue(coupon_id, f"user{n}") for n in range(40)]
+        for _ in range(2):
+            seen = await asyncio.gather(*(client.get(coupon_id, one.user_id, one.ticket) for one in places))
+            assert [one.position_in_line for one in seen] == list(range(40))
 
 
 async def test_a_place_of_garbage_is_nobodys(client: Issuer, system: System) -> None:
