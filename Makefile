@@ -40,6 +40,11 @@ up: $(VENV)/.ready ## start everything in the background on the usual ports (KEE
 down: $(VENV)/.ready ## stop what `make up` started
 	@$(BIN)/python -m stack down
 
+.PHONY: cli
+cli: $(VENV)/.ready ## make .venv/bin/firstcome, the operators' command line
+	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -m firstcome "$$@"\n' "$$PYTHONPATH" "$(CURDIR)/$(BIN)/python" > $(BIN)/firstcome
+	@chmod +x $(BIN)/firstcome
+
 .PHONY: test
 test: $(VENV)/.ready ## all tests, or those in ARGS="tests/unit -k name"
 	@$(BIN)/pytest $(ARGS)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from firstcome.cli.advice import advice
-from firstcome.errors import FirstcomeError
+from firstcome.errors import FirstcomeError, InvalidRequest
 from firstcome.values import Coupon, CouponState, Issuance, IssuanceState
 
 PLAIN_COLUMNS = 200
@@ -130,10 +130,12 @@ class Output:
             }
             print(_dumped({"error": fields}), file=sys.stderr, flush=True)
             return
-        self._errors.print(Text.assemble((error.reason, "bold red"), ": ", error.message))
-        if len(error.violations) > 1 or any(one.description != error.message for one in error.violations):
-            for violation in error.violations:
-                self._errors.print(Text.assemble("  ", (violation.subject, "bold"), f": {violation.description}"))
+        # The message of a bad request is its violations in one line: they are easier to read one by one.
+        is_list = isinstance(error, InvalidRequest) and bool(error.violations)
+        head = "the request has bad fields" if is_list else error.message
+        self._errors.print(Text.assemble((error.reason, "bold red"), ": ", head))
+        for violation in error.violations if is_list else ():
+            self._errors.print(Text.assemble("  ", (violation.subject, "bold"), f": {violation.description}"))
         for name, value in sorted(error.metadata.items()):
             self._errors.print(Text(f"  {name.replace('_', ' ')}: {value}", style="dim"))
         if told:
