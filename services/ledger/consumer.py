@@ -197,6 +197,7 @@ class PartitionLedger:
     async def _append(
         self, records: Sequence[Record], told: Sequence[wire.Outcome], parked: Sequence[tuple[Record, Parked]]
     ) -> None:
+        dlq_offset = self._dlq_offset
         if parked:
             telemetry.dead_lettered(self._topics.line, self._partition, parked)
             dead = [
@@ -204,13 +205,15 @@ class PartitionLedger:
                 for record, verdict in parked
             ]
             appended = await self._producer.append(self._topics.dlq, self._partition, dead)
-            if not self._known:  # dead letters that are still to be settled must be found again after a crash
-                self._dlq_offset = appended[-1].offset + 1
+            dlq_offset = appended[-1].offset + 1
         outcomes = [
             wire.outcome_message(self._topics.line, self._partition, outcome, record.header(TRACEPARENT))
             for record, outcome in zip(records, told, strict=True)
         ]
         await self._producer.append(self._topics.outcomes, self._partition, outcomes)
+        # Now, not before: a crash must find again the dead letters of what it publishes again, and of what is to come.
+        if not self._known:
+            self._dlq_offset = dlq_offset
 
     async def _acknowledge(self, position: Position) -> Position:
         """Note in the table that all is published, while there is nothing to settle."""
