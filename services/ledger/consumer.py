@@ -306,9 +306,10 @@ class PartitionLedger:
 
 
 def _known_parked(record: LineRecord, known: wire.DeadLetterRecord) -> Unprocessable:
+    message = printable(known.message)  # the DLQ may hold what no ledger wrote, and no table takes
     if isinstance(record, Unprocessable):
-        return replace(record, reason=known.reason, message=known.message, known=True)
-    return park(record, known.reason, known.message, known=True)
+        return replace(record, reason=known.reason, message=message, known=True)
+    return park(record, known.reason, message, known=True)
 
 
 def _unstorable(batch: Batch, error: DatabaseRefused) -> Batch:
