@@ -126,7 +126,7 @@ def _translate(error: Exception) -> Exception:
         return DatabaseRefused(text)
     if sqlstate.startswith("23"):
         return BooksWrong(text)
-    if sqlstate[:2] in ("08", "40", "53", "55", "57", "25"):
+    if sqlstate[:2] in ("08", "25", "28", "3D", "40", "53", "55", "57", "58"):
         return DatabaseAway(text)
     return error
 
