@@ -321,7 +321,9 @@ class PartitionReader:
                     f"{self._tp.topic}/{self._tp.partition}: nothing read at {start} though it ends at {end}"
                 )
             start = records[-1].offset + 1
-            yield [record for record in records if record.offset < end]
+            wanted = [record for record in records if record.offset < end]
+            if wanted:
+                yield wanted
 
     async def read_one(self, offset: int) -> Record | None:
         """The record at exactly that offset, if the log has it; `seek` must follow before `poll`. Raises KafkaAway."""
