@@ -131,6 +131,7 @@ class PartitionLedger:
                         await publishing
                         publishing = None
                     position = await self._acknowledge(position)
+                    await self._store.confirm(position)  # a restored database must not wait for the next record
             if publishing is not None:
                 await publishing
                 publishing = None

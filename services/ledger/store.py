@@ -138,6 +138,13 @@ class LedgerStore:
             if await db.execute(_ADVANCE, *self._advance(before, after)) != "UPDATE 1":
                 raise PositionLost(f"{self._topic}/{before.partition} is no longer at {before.next_offset}")
 
+    async def confirm(self, position: Position) -> None:
+        """Whether the table still has the position. Raises PositionLost, DatabaseAway."""
+        async with connection(self._engine) as db:
+            row = await db.fetchrow(_PROGRESS, self._topic, position.partition)
+        if row is None or row["next_offset"] != position.next_offset:
+            raise PositionLost(f"{self._topic}/{position.partition} is no longer at {position.next_offset}")
+
     async def verdicts(self, partition: int, start: int, end: int) -> list[tuple[wire.Outcome, Parked | None]]:
         """What was settled with start <= offset < end, in offset order: the outcome, and the parked one's verdict.
 
