@@ -35,6 +35,9 @@ CONNECTION_AGE_MS_MAX = 300_000
 CONNECTION_AGE_GRACE_MS = 60_000
 SERVER_HEADROOM_CALLS = 1_000
 """How far grpc's own limit, which answers without details, stays above ours."""
+PENDING_CALLS_MAX = 20_000
+"""Calls that have come and are not yet looked at. By default grpc cuts some off above 1,000, all above 3,000, as if the
+client had cancelled them: a rush of waiting calls comes faster than that."""
 RESOURCE_BYTES_MAX = 256
 TOO_LATE = grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed before the work began"
 
@@ -66,6 +69,8 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
                 ("grpc.max_connection_age_ms", CONNECTION_AGE_MS_MAX),
                 ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE_MS),
+                ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
+                ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_MAX),
             ],
             maximum_concurrent_rpcs=concurrent_calls_max + SERVER_HEADROOM_CALLS,
         )
