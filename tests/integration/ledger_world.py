@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import time
 import uuid
@@ -12,11 +13,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
+import pytest
 from coupon.v1 import events_pb2
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checker import Check, verify
 from services.domain.model import LineRecord, Ticket, Verdict
+from services.ledger import consumer
 from services.ledger.consumer import PartitionLedger
 from services.ledger.store import LedgerStore, ParkedRun, Position
 from services.runtime import kafka, wire
@@ -25,8 +28,9 @@ from services.runtime.postgres import create_engine
 from stack import Stack
 from tests.conftest import TEST_PARTITIONS
 
-PATIENCE_S = 30.0
+PATIENCE_S = 15.0
 POLL_S = 0.02
+FETCH_WAIT_MS = 20
 RUN_MAX = 1_000
 VERDICT_TABLES = ("user_coupon", "rejected_issue", "coupon_change")
 BOOKS = (*VERDICT_TABLES, "coupon", "ledger_progress")
@@ -46,6 +50,12 @@ def coupon_at(partition: int, number: int = 0) -> str:
 
 HOME = 1
 COUPON = coupon_at(HOME)
+
+
+def batches_of(count: int, patch: pytest.MonkeyPatch) -> None:
+    """Let a ledger settle no more than so many records at once."""
+    patch.setattr(consumer, "BATCH_RECORDS_MAX", count)
+    patch.setattr(consumer, "STEP_RECORDS", count, raising=False)
 
 
 def request_id(text: str) -> str:
@@ -219,7 +229,10 @@ class World:
         run_max: int = RUN_MAX,
     ) -> PartitionLedger:
         def reader(topic: str) -> PartitionReader:
-            return PartitionReader(self.stack.kafka_bootstrap, "test-ledger", topic, partition)
+            made = PartitionReader(self.stack.kafka_bootstrap, "test-ledger", topic, partition)
+            # What is asked of the broker waits behind a fetch that waits for records: be quick in tests.
+            made._consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+            return made
 
         return PartitionLedger(
             partition,
@@ -249,9 +262,14 @@ class World:
 
     async def run_until_death(self, ledger: PartitionLedger) -> bool:
         """Whether it died, rather than come to rest."""
+        end = await self.end()
         task = asyncio.create_task(ledger.run())
+
+        async def over() -> bool:
+            return task.done() or await self.is_at_rest(HOME, end)
+
         try:
-            await eventually(lambda: self._done_or_at_rest(task))
+            await eventually(over)
             if not task.done():
                 ledger.stop()
             await asyncio.wait_for(task, PATIENCE_S)
@@ -259,12 +277,8 @@ class World:
             return True
         return False
 
-    async def _done_or_at_rest(self, task: asyncio.Task[None]) -> bool:
-        return task.done() or await self.is_at_rest(HOME)
-
-    async def is_at_rest(self, partition: int = HOME) -> bool:
+    async def is_at_rest(self, partition: int, end: int) -> bool:
         """Whether everything on the line is settled and published, and the table says so."""
-        end = await self.end(partition)
         row = await self.progress(partition)
         return row is not None and row["next_offset"] == row["published_offset"] == end
 
@@ -277,14 +291,8 @@ class World:
 
     async def rest(self, *partitions: int) -> None:
         for partition in partitions or (HOME,):
-            await self._rest(partition, await self.end(partition))
-
-    async def _rest(self, partition: int, end: int) -> None:
-        async def there() -> bool:
-            row = await self.progress(partition)
-            return row is not None and row["next_offset"] == row["published_offset"] == end
-
-        await eventually(there)
+            end = await self.end(partition)
+            await eventually(functools.partial(self.is_at_rest, partition, end))
 
     async def settle(self, *messages: Message, **ledger: Any) -> None:
         """Put the records on the line and let a ledger settle all that is there."""

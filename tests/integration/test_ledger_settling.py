@@ -20,6 +20,7 @@ from tests.integration.ledger_world import (
     HOME,
     TRACEPARENT,
     World,
+    batches_of,
     change,
     coupon_at,
     create,
@@ -166,7 +167,7 @@ async def test_changes_take_effect_for_the_records_behind_them_in_the_same_batch
 async def test_the_same_line_in_small_batches_has_the_same_verdicts(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumer, "BATCH_RECORDS_MAX", 2)
+    batches_of(2, monkeypatch)
     pause, resume = change("PAUSE", request="pause"), change("RESUME")
     await world.settle(create(2), issue("a"), pause, issue("b"), pause, resume, issue("b"), issue("c"), issue("a"))
     assert await world.verdicts() == [
@@ -387,7 +388,7 @@ async def test_a_redrive_is_judged_by_its_originals_time_and_takes_stock_at_its_
 async def test_a_redrive_that_is_settled_is_repeated_and_answered_as_the_first(
     world: World, monkeypatch: pytest.MonkeyPatch, batch_records_max: int
 ) -> None:
-    monkeypatch.setattr(consumer, "BATCH_RECORDS_MAX", batch_records_max)
+    batches_of(batch_records_max, monkeypatch)
     now_ms = int(time.time() * 1000)
     won = redrive(issue("ann"), Ticket(HOME, 0), now_ms)
     lost = redrive(issue("bob"), Ticket(HOME, 1), now_ms)
