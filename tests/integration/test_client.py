@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 from typer.testing import CliRunner
 
 from firstcome import (
@@ -31,19 +32,33 @@ from firstcome import (
 )
 from firstcome.cli import app
 from stack import Services, Stack
-from tests.conftest import unique_name
+from tests.conftest import _execute, unique_name
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def services(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """Issuer and ledger on topics and tables of their own."""
+async def system(stack: Stack) -> AsyncIterator[tuple[str, str]]:
+    """The DSN of an empty database, and a prefix for topics."""
     name = unique_name("client")
-    dsn = stack.create_database(name)
+    # The stack's own calls block.
+    yield await asyncio.to_thread(stack.create_database, name), f"{name}."
+    await _execute(stack, f'DROP DATABASE "{name}" WITH (FORCE)')
+    admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka_bootstrap)
+    await admin.start()
+    try:
+        await admin.delete_topics([one for one in await admin.list_topics() if one.startswith(f"{name}.")])
+    finally:
+        await admin.close()
+
+
+@pytest.fixture(scope="module")
+def services(stack: Stack, system: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """Issuer and ledger on topics and tables of their own."""
+    dsn, topic_prefix = system
     logs = tmp_path_factory.mktemp("client-logs")
     names = ("issuer", "ledger")
-    with Services(stack.kafka_bootstrap, dsn, names=names, topic_prefix=f"{name}.", log_dir=logs) as running:
+    with Services(stack.kafka_bootstrap, dsn, names=names, topic_prefix=topic_prefix, log_dir=logs) as running:
         yield running
 
 
