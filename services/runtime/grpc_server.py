@@ -208,9 +208,9 @@ class Boundary(grpc.aio.ServerInterceptor):
                 self._make_room(request)
                 await _write_all(behave(request, context), context)
                 return
+            except grpc.aio.InternalError:
+                return  # what was written did not arrive: the caller has gone
             except Exception as error:
-                if context.cancelled() or context.done():
-                    return
                 refusal = _refusal(error)
             finally:
                 self.calls_in_flight -= 1
