@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -31,7 +31,7 @@ class Calls:
         except grpc.aio.AioRpcError as error:
             raise error_of_call(error, getattr(request, "request_id", "")) from error
 
-    async def stream(self, method: Any, request: Any, timeout_s: float) -> AsyncIterator[Any]:
+    async def stream(self, method: Any, request: Any, timeout_s: float) -> AsyncGenerator[Any, None]:
         """The answers, as they come. Raises FirstcomeError."""
         call = method(request, timeout=timeout_s, metadata=self._metadata())
         try:
@@ -49,7 +49,7 @@ class Calls:
         return [("authorization", f"Bearer {self._token()}")] if self._token is not None else []
 
 
-async def pages(fetch: Callable[[str], Awaitable[tuple[Sequence[T], str]]]) -> AsyncIterator[T]:
+async def pages(fetch: Callable[[str], Awaitable[tuple[Sequence[T], str]]]) -> AsyncGenerator[T, None]:
     """The items of all pages; `fetch` gives a page and the token of the next, "" behind the last."""
     token = ""
     while True:

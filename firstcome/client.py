@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -149,7 +149,7 @@ class Client:
         *,
         page_size: int = PAGE_SIZE_DEFAULT,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[Issuance]:
+    ) -> AsyncGenerator[Issuance, None]:
         """The grants of a coupon by sequence, of a user by coupon, or the one of both; each page has the deadline.
 
         Raises ValueError without either.
@@ -171,7 +171,7 @@ class Client:
 
     async def watch_issuance(
         self, coupon_id: str, user_id: str, *, ticket: str = "", timeout_s: float | None = None
-    ) -> AsyncIterator[Issuance]:
+    ) -> AsyncGenerator[Issuance, None]:
         """The issuance now and at each change, until it is settled; a broken connection is replaced on the way.
 
         `timeout_s` of None: as long as it takes. Raises DeadlineExceeded when it is over, Unavailable when the service
@@ -186,12 +186,14 @@ class Client:
             if deadline_s is not None:
                 call_s = min(call_s, max(deadline_s - time.monotonic(), 0.001))
             try:
-                async for message in self._calls.stream(self._stub.WatchIssuance, request, call_s):
-                    failures = 0
-                    issuance = issuance_from(message)
-                    if issuance != last:
-                        last = issuance
-                        yield issuance
+                # Closed with this generator, so that a watch that is left early ends on the server, too.
+                async with aclosing(self._calls.stream(self._stub.WatchIssuance, request, call_s)) as messages:
+                    async for message in messages:
+                        failures = 0
+                        issuance = issuance_from(message)
+                        if issuance != last:
+                            last = issuance
+                            yield issuance
                 return
             except Unavailable as error:
                 if isinstance(error, DeadlineExceeded):
@@ -212,7 +214,7 @@ class Client:
         batch_size: int = BATCH_REQUESTS_MAX,
         batches_in_flight: int = BATCHES_IN_FLIGHT,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[IssueResult]:
+    ) -> AsyncGenerator[IssueResult, None]:
         """A result for each request, in the order of the requests; an error is a value, and none stops the others.
 
         Requests are drawn as they are sent, so they may be any number. Those that may work later are sent again, a few

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Any, Final, Literal
@@ -71,7 +71,7 @@ class Coupons:
         state: CouponState | None = None,
         page_size: int = PAGE_SIZE_DEFAULT,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[Coupon]:
+    ) -> AsyncGenerator[Coupon, None]:
         """All coupons by id, those of one state if given; a page at a time, each with the deadline."""
 
         async def fetch(token: str) -> tuple[Sequence[Coupon], str]:

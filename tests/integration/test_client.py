@@ -218,6 +218,31 @@ async def test_calls_go_through_while_the_issuer_is_restarted(
     assert (await waiting).state is IssuanceState.ISSUED
 
 
+async def test_many_requests_outlive_a_killed_issuer_and_nobody_is_lost(
+    client: Client, services: Services, coupon_id: str
+) -> None:
+    count = 20_000
+    await client.coupons.create(coupon_id, count)
+    issuer = services.processes["issuer"]
+    requests = [IssueRequest(coupon_id, f"u{number}") for number in range(count)]
+    results = []
+    async for one in client.issue_many(requests, batch_size=500, timeout_s=60):
+        results.append(one)
+        if len(results) == 2_000:
+            await asyncio.to_thread(issuer.kill)
+            issuer.start()
+    await asyncio.to_thread(issuer.wait_ready)
+    assert [one.request for one in results] == requests
+    assert [one.error for one in results if one.error] == []
+    for _ in range(300):
+        coupon = await client.coupons.get(coupon_id)
+        if coupon.remaining_count == 0:
+            break
+        await asyncio.sleep(0.1)
+    granted = {one.user_id: one.request_id async for one in client.list_issuances(coupon_id, page_size=1_000)}
+    assert granted == {one.user_id: one.request_id for one in requests}
+
+
 class CommandLine:
     """The command line in this process, as an operator calls it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -306,6 +307,23 @@ async def test_watch_is_opened_anew_when_it_breaks_and_tells_nothing_twice(clien
     assert opened == [2]
 
 
+async def test_watch_that_is_left_early_ends_on_the_server(client: Client, issuer: Issuer) -> None:
+    ended = asyncio.Event()
+
+    async def endless(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            yield issuer_pb2.Issuance(coupon="coupons/spring", state="ACCEPTED")
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    issuer.answers["WatchIssuance"] = endless
+    async with contextlib.aclosing(client.watch_issuance("spring", "ann")) as watch:
+        async for _ in watch:
+            break
+    await asyncio.wait_for(ended.wait(), 5)
+
+
 async def test_watch_of_nothing_is_not_found_at_once(client: Client, issuer: Issuer) -> None:
     async def missing(request: Any, context: Any) -> AsyncIterator[Any]:
         await abort(context, status(grpc.StatusCode.NOT_FOUND, "ISSUANCE_NOT_FOUND"))
@@ -402,7 +420,7 @@ async def test_leaving_many_early_stops_what_is_under_way(client: Client, issuer
     many = client.issue_many((IssueRequest("spring", str(number)) for number in range(3)), batch_size=1)
     async for _ in many:
         break
-    await many.aclose()  # type: ignore[attr-defined]
+    await many.aclose()
     await asyncio.wait_for(stopped.wait(), 5)
 
 
