@@ -104,6 +104,7 @@ class LedgerStore:
     async def position(self, partition: int) -> Position:
         """The partition's progress; a missing row is inserted at 0. Raises DatabaseAway."""
         async with connection(self._engine) as db:
+            await db.execute(_END_FROZEN)
             await db.execute(_INSERT_PROGRESS, self._topic, partition)
             row = await db.fetchrow(_PROGRESS, self._topic, partition)
         if row is None:
@@ -394,6 +395,12 @@ def _rejected(row: Any) -> Rejected | Parked:
     return Rejected(row["ticket_offset"], time_us, *ids, Reason(row["reason"]), grant, redrive_of)
 
 
+# A ledger that is frozen while it sends rows: PostgreSQL's own time limits do not end a COPY that waits for its client,
+# so its row lock would stay for ever. Ending a living one by mistake does no harm: it takes its position again.
+_END_FROZEN = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND usename = current_user AND application_name = current_setting('application_name')
+    AND state = 'active' AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - interval '3 s'"""
 _INSERT_PROGRESS = """
 INSERT INTO ledger_progress (topic, partition, next_offset, published_offset, dlq_offset) VALUES ($1, $2, 0, 0, 0)
 ON CONFLICT DO NOTHING"""
