@@ -236,7 +236,8 @@ class Boundary(grpc.aio.ServerInterceptor):
             except Refusal as refusal:
                 await _abort(context, refusal)
             answers = behave(request, context)
-            await (_write_all(answers, context) if hasattr(answers, "__aiter__") else answers)
+            with contextlib.suppress(grpc.aio.InternalError):  # the caller has gone
+                await (_write_all(answers, context) if hasattr(answers, "__aiter__") else answers)
             return
             yield  # as above
 

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 
 from services.runtime.auth import METHODS, Role, caller_name, line_of, new_token
 from services.runtime.config import Access, ConfigError
-from services.runtime.grpc_server import GrpcServer
+from services.runtime.grpc_server import Boundary, GrpcServer
 from services.runtime.health import Health
 from services.runtime.rpc_errors import Refusal
 from services.runtime.tls import TlsFiles
@@ -552,3 +552,42 @@ async def test_a_change_without_authentication_is_recorded_as_local(fresh: Syste
 def test_no_role_but_operate_changes_anything() -> None:
     changing = {method for method, role in METHODS.items() if role is Role.OPERATE}
     assert not any(method.rpartition("/")[2].startswith(("Get", "List", "Watch")) for method in changing)
+
+
+class _TooLate:
+    """The context of a call that comes with its deadline passed and that grpc has not ended yet."""
+
+    def __init__(self) -> None:
+        self.code: grpc.StatusCode | None = None
+
+    def time_remaining(self) -> float:
+        return 0.0
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        self.code = code
+        raise grpc.aio.AbortError
+
+
+@pytest.mark.parametrize("method", ["IssueCoupon", "WatchIssuance"])
+async def test_a_late_call_that_grpc_hands_over_all_the_same_does_no_work(method: str) -> None:
+    issuing, context = Issuing(), _TooLate()
+    make = grpc.unary_stream_rpc_method_handler if method.startswith("Watch") else grpc.unary_unary_rpc_method_handler
+    handler: Any = make(getattr(issuing, method), issuer_pb2.IssueCouponRequest.FromString, None)
+
+    class Details:
+        invocation_metadata = ()
+
+    async def continuation(details: Any) -> Any:
+        return handler
+
+    details: Any = Details()
+    details.method = f"/coupon.v1.IssuerService/{method}"
+    boundary = Boundary(10)
+    guarded = await boundary.intercept_service(continuation, details)
+    call = (
+        anext(guarded.unary_stream(b"", context)) if guarded.response_streaming else guarded.unary_unary(b"", context)
+    )
+    with pytest.raises(grpc.aio.AbortError):
+        await call
+    assert context.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (issuing.calls, boundary.calls_in_flight) == (0, 0)
