@@ -101,7 +101,7 @@ class GrpcServer:
             self._watching.cancel()
         stopping = asyncio.ensure_future(self.server.stop(grace=drain_timeout_s))
         await asyncio.sleep(DRAIN_LOOK_S)
-        while self.boundary.calls_in_flight and not stopping.done():
+        while self.boundary.calls_in_flight and not stopping.done():  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_LOOK_S)
         await self.server.stop(grace=min(ANSWER_FLUSH_S, drain_timeout_s))
         await stopping
