@@ -28,7 +28,7 @@ from services.runtime.postgres import create_engine
 from stack import Stack
 from tests.conftest import TEST_PARTITIONS
 
-PATIENCE_S = 15.0
+PATIENCE_S = 30.0
 POLL_S = 0.02
 FETCH_WAIT_MS = 20
 RUN_MAX = 1_000
