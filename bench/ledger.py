@@ -17,13 +17,14 @@ from pathlib import Path
 
 import asyncpg
 import psutil
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from coupon.v1 import coupon_pb2, events_pb2
 from rich.console import Console
 
 from stack import Services, Stack, migrate
 
 LINE = "coupon.issue-requests.v1"
+OUTCOMES = "coupon.issue-outcomes.v1"
 COUPON = "hot"
 BATCH_ROWS = 4_000
 RAW_RUNS = 3
@@ -54,7 +55,7 @@ async def main(requests: int, least_ratio: float) -> int:
             raw = [await _raw_insert(database, users)]
             console.print(f"raw insert: {raw[0]:.0f} rows/s; draining …")
             with Services(stack.kafka_bootstrap, stack.postgres_dsn, names=("ledger",), log_dir=Path(logs)) as services:
-                drained = await _drain(database, requests)
+                drained = await _drain(database, stack.kafka_bootstrap, requests)
                 cpu_us = _cpu_s(services.processes["ledger"].pid) * 1e6 / requests
             raw += [await _raw_insert(database, users) for _ in range(RAW_RUNS - 1)]
             issued = await database.fetchval("SELECT count(*) FROM user_coupon")
@@ -134,22 +135,32 @@ async def _raw_insert(database: asyncpg.Connection[asyncpg.Record], users: list[
     return len(users) / (time.perf_counter() - started)
 
 
-async def _drain(database: asyncpg.Connection[asyncpg.Record], requests: int) -> float:
-    """Requests/s from the first batch seen to be committed to the last outcome acknowledged by the broker."""
+async def _drain(database: asyncpg.Connection[asyncpg.Record], bootstrap: str, requests: int) -> float:
+    """Requests/s from the first batch seen to be committed until all are, and the last outcome is on its topic."""
     deadline = time.perf_counter() + DRAIN_TIMEOUT_S
-    first: tuple[float, int] | None = None
+    started, already = await _settled(database, at_least=1, deadline=deadline)
+    await _settled(database, at_least=requests + 1, deadline=deadline)
+    outcomes = AIOKafkaConsumer(OUTCOMES, bootstrap_servers=bootstrap)
+    await outcomes.start()
+    try:
+        partitions = [TopicPartition(OUTCOMES, number) for number in outcomes.partitions_for_topic(OUTCOMES) or ()]
+        while sum((await outcomes.end_offsets(partitions)).values()) <= requests:
+            if time.perf_counter() > deadline:
+                raise SystemExit("the outcomes did not appear in time")
+            await asyncio.sleep(POLL_S)
+        return (requests - already) / (time.perf_counter() - started)
+    finally:
+        await outcomes.stop()
+
+
+async def _settled(
+    database: asyncpg.Connection[asyncpg.Record], *, at_least: int, deadline: float
+) -> tuple[float, int]:
+    """When so many records were settled, and how many they were then."""
     while time.perf_counter() < deadline:
-        row = await database.fetchrow(
-            "SELECT coalesce(max(next_offset), 0) AS settled, coalesce(max(published_offset), 0) AS published "
-            "FROM ledger_progress WHERE topic = $1",
-            LINE,
-        )
-        now = time.perf_counter()
-        if row is not None:
-            if first is None and row["settled"] > 0:
-                first = now, row["settled"]
-            if first is not None and row["published"] > requests:
-                return (requests - first[1]) / (now - first[0])
+        settled = await database.fetchval("SELECT max(next_offset) FROM ledger_progress WHERE topic = $1", LINE)
+        if settled is not None and settled >= at_least:
+            return time.perf_counter(), settled
         await asyncio.sleep(POLL_S)
     raise SystemExit("the ledger did not drain the backlog in time")
 

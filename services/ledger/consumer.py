@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from services.domain.decide import park
@@ -19,7 +20,13 @@ from services.runtime.postgres import BooksWrong, DatabaseAway, DatabaseRefused
 log = get_logger(__name__)
 
 BATCH_RECORDS_MAX = 4_000
+STEP_RECORDS = 250
+"""How many records are worked on, about 1 ms, before other tasks get their turn."""
 IDLE_MS = 1_000
+LINGER_S = 0.02
+"""Batches are begun at least so far apart. A lone request is settled at once, a rush fifty times a second."""
+GATHER_MS = 5
+"""How long to wait for what has gathered at the broker meanwhile."""
 
 
 class Halted(Exception):
@@ -83,6 +90,7 @@ class PartitionLedger:
         self._known: dict[int, wire.DeadLetterRecord] = {}
         self._published_offset = 0
         self._dlq_offset = 0
+        self._began_s = -LINGER_S
         self.settled_offset: int | None = None
         self.halted: str | None = None
         self.log = log.bind(topic=topics.line, partition=partition)
@@ -144,14 +152,31 @@ class PartitionLedger:
 
     async def _next_batch(self, position: Position) -> Batch:
         """What comes next in the line; after an idle moment the last record is read once more, to know the log."""
-        records = await self._line.poll(max_records=BATCH_RECORDS_MAX, timeout_ms=IDLE_MS)
-        if not records:
-            if position.last is not None:
-                await self._line.seek(position.last.offset)
-        elif records[0].offset < position.next_offset:
-            self._check_same(position.last, records[0])
-            records = [record for record in records if record.offset >= position.next_offset]
-        return Batch(records, [self._decode(record) for record in records])
+        crowded = await self._linger()
+        step = await self._line.poll(max_records=STEP_RECORDS, timeout_ms=IDLE_MS)
+        if not step and position.last is not None:
+            await self._line.seek(position.last.offset)
+        if step and step[0].offset < position.next_offset:
+            self._check_same(position.last, step[0])
+            step = [record for record in step if record.offset >= position.next_offset]
+        records: list[Record] = []
+        decoded: list[LineRecord] = []
+        while step:
+            records += step
+            decoded += [self._decode(record) for record in step]
+            if len(records) >= BATCH_RECORDS_MAX:
+                break
+            await asyncio.sleep(0)  # in small steps: the transaction under way must not wait for its turn
+            step = await self._line.poll(max_records=STEP_RECORDS, timeout_ms=GATHER_MS if crowded else 0)
+        self._began_s = time.monotonic()
+        return Batch(records, decoded)
+
+    async def _linger(self) -> bool:
+        """Wait, where batches follow each other closely, so that a transaction settles more than a few records."""
+        wait_s = self._began_s + LINGER_S - time.monotonic()
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        return wait_s > 0
 
     def _decode(self, record: Record) -> LineRecord:
         decoded = wire.decode(record, self._partition)
@@ -186,7 +211,7 @@ class PartitionLedger:
 
     async def _publish(self, settled: Settled) -> None:
         """Outcomes and dead letters of a committed batch; the published position moves once both are acknowledged."""
-        told = [wire.outcome(self._partition, verdict) for verdict in settled.verdicts]
+        told = (wire.outcome(self._partition, verdict) for verdict in settled.verdicts)
         parked = [
             (record, verdict)
             for record, verdict in zip(settled.records, settled.verdicts, strict=True)
@@ -196,7 +221,7 @@ class PartitionLedger:
         self._published_offset = settled.position.next_offset
 
     async def _append(
-        self, records: Sequence[Record], told: Sequence[wire.Outcome], parked: Sequence[tuple[Record, Parked]]
+        self, records: Sequence[Record], told: Iterable[wire.Outcome], parked: Sequence[tuple[Record, Parked]]
     ) -> None:
         dlq_offset = self._dlq_offset
         if parked:
@@ -207,10 +232,12 @@ class PartitionLedger:
             ]
             appended = await self._producer.append(self._topics.dlq, self._partition, dead)
             dlq_offset = appended[-1].offset + 1
-        outcomes = [
-            wire.outcome_message(self._topics.line, self._partition, outcome, record.header(TRACEPARENT))
-            for record, outcome in zip(records, told, strict=True)
-        ]
+        outcomes = []
+        for count, (record, outcome) in enumerate(zip(records, told, strict=True), start=1):
+            traceparent = record.header(TRACEPARENT)
+            outcomes.append(wire.outcome_message(self._topics.line, self._partition, outcome, traceparent))
+            if count % STEP_RECORDS == 0:
+                await asyncio.sleep(0)
         await self._producer.append(self._topics.outcomes, self._partition, outcomes)
         # Now, not before: a crash must find again the dead letters of what it publishes again, and of what is to come.
         if not self._known:
