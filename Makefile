@@ -80,6 +80,9 @@ bench-ledger: $(VENV)/.ready ## how fast the ledger drains a backlog, against ra
 proto: $(VENV)/.ready ## generate the code beside the .proto files again
 	@$(PROTOC) --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTOS)
 
+docs/errors.md: $(VENV)/.ready services/runtime/rpc_errors.py
+	@$(BIN)/python -m services.runtime.rpc_errors >$@
+
 .PHONY: requirements
 requirements: ## pin requirements*.in again, with hashes (needs uv)
 	@for f in requirements requirements-dev; do uv pip compile --universal --python-version 3.11 --generate-hashes \

@@ -27,8 +27,8 @@ _TEMPLATE_NAME: Final = "template-4.3.1-a"
 _FORMAT_TIMEOUT_S: Final = 60
 _PROBE_TIMEOUT_S: Final = 1.0
 # Measured on two cores: the parallel and G1 collectors and a heap of 1 GiB serve no more records than this. Without the
-# optimizing compiler a start takes 0.4 s less and each record 8 % more of the CPU; but in the first minute, which is all
-# that demo, tests and most measurements last, that compiler alone takes a third of a core from the services.
+# optimizing compiler a start takes 0.4 s less and each record 8 % more of the CPU; but in the first minute, all that
+# demo, tests and most measurements last, that compiler takes a tenth of a core from the services.
 _JVM_OPTIONS: Final = (
     "-Xms256m",
     "-Xmx512m",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -27,32 +28,156 @@ class Detail(Enum):
     RETRY = "RetryInfo"
 
 
-CATALOGUE: Mapping[str, tuple[grpc.StatusCode, Detail]] = {
-    "ALREADY_ISSUED": (_Code.ALREADY_EXISTS, Detail.RESOURCE),
-    "SOLD_OUT": (_Code.FAILED_PRECONDITION, Detail.PRECONDITION),
-    "NOT_OPEN": (_Code.FAILED_PRECONDITION, Detail.PRECONDITION),
-    "ENDED": (_Code.FAILED_PRECONDITION, Detail.PRECONDITION),
-    "PAUSED": (_Code.FAILED_PRECONDITION, Detail.PRECONDITION),
-    "CLOSED": (_Code.FAILED_PRECONDITION, Detail.PRECONDITION),
-    "INSUFFICIENT_STOCK": (_Code.FAILED_PRECONDITION, Detail.PRECONDITION),
-    "WRONG_STATE": (_Code.FAILED_PRECONDITION, Detail.PRECONDITION),
-    "COUPON_NOT_FOUND": (_Code.NOT_FOUND, Detail.RESOURCE),
-    "ISSUANCE_NOT_FOUND": (_Code.NOT_FOUND, Detail.RESOURCE),
-    "DEAD_LETTER_NOT_FOUND": (_Code.NOT_FOUND, Detail.RESOURCE),
-    "REPLAY_JOB_NOT_FOUND": (_Code.NOT_FOUND, Detail.RESOURCE),
-    "COUPON_EXISTS": (_Code.ALREADY_EXISTS, Detail.RESOURCE),
-    "ETAG_MISMATCH": (_Code.ABORTED, Detail.NONE),
-    "PARKED": (_Code.ABORTED, Detail.NONE),
-    "INVALID_FIELD": (_Code.INVALID_ARGUMENT, Detail.FIELDS),
-    "OVERLOADED": (_Code.RESOURCE_EXHAUSTED, Detail.RETRY),
-    "RATE_LIMITED": (_Code.RESOURCE_EXHAUSTED, Detail.RETRY),
-    "KAFKA_UNAVAILABLE": (_Code.UNAVAILABLE, Detail.RETRY),
-    "DATABASE_UNAVAILABLE": (_Code.UNAVAILABLE, Detail.RETRY),
-    "LEDGER_UNAVAILABLE": (_Code.UNAVAILABLE, Detail.RETRY),
-    "UNAUTHENTICATED": (_Code.UNAUTHENTICATED, Detail.NONE),
-    "ROLE_MISSING": (_Code.PERMISSION_DENIED, Detail.NONE),
+class Row(NamedTuple):
+    """An error: its code and detail, the situation that it stands for, and what the caller should do."""
+
+    code: grpc.StatusCode
+    detail: Detail
+    situation: str
+    advice: str
+
+
+CATALOGUE: Mapping[str, Row] = {
+    "ALREADY_ISSUED": Row(
+        _Code.ALREADY_EXISTS,
+        Detail.RESOURCE,
+        "the user has the coupon by another request_id",
+        "Nothing; they have it. ResourceInfo names the issuance.",
+    ),
+    "SOLD_OUT": Row(
+        _Code.FAILED_PRECONDITION,
+        Detail.PRECONDITION,
+        "the stock is given away",
+        "Tell the user. Stock may be added: a later call takes a new place.",
+    ),
+    "NOT_OPEN": Row(
+        _Code.FAILED_PRECONDITION,
+        Detail.PRECONDITION,
+        "the sale has not begun",
+        "Call again after the coupon's start_time.",
+    ),
+    "ENDED": Row(
+        _Code.FAILED_PRECONDITION,
+        Detail.PRECONDITION,
+        "the sale is over",
+        "Tell the user.",
+    ),
+    "PAUSED": Row(
+        _Code.FAILED_PRECONDITION,
+        Detail.PRECONDITION,
+        "an operator has paused the coupon",
+        "Call again later.",
+    ),
+    "CLOSED": Row(
+        _Code.FAILED_PRECONDITION,
+        Detail.PRECONDITION,
+        "the coupon has been ended for good",
+        "Tell the user.",
+    ),
+    "INSUFFICIENT_STOCK": Row(
+        _Code.FAILED_PRECONDITION,
+        Detail.PRECONDITION,
+        "more stock would be taken than is left",
+        "Take less.",
+    ),
+    "WRONG_STATE": Row(
+        _Code.FAILED_PRECONDITION,
+        Detail.PRECONDITION,
+        "the dead letter or job is in another state than the call needs",
+        "Get it, then decide.",
+    ),
+    "COUPON_NOT_FOUND": Row(
+        _Code.NOT_FOUND,
+        Detail.RESOURCE,
+        "there is no such coupon",
+        "Check the name.",
+    ),
+    "ISSUANCE_NOT_FOUND": Row(
+        _Code.NOT_FOUND,
+        Detail.RESOURCE,
+        "the user does not have the coupon, or the ticket is none of the line",
+        "Check name and ticket.",
+    ),
+    "DEAD_LETTER_NOT_FOUND": Row(
+        _Code.NOT_FOUND,
+        Detail.RESOURCE,
+        "there is no such dead letter",
+        "Check the name.",
+    ),
+    "REPLAY_JOB_NOT_FOUND": Row(
+        _Code.NOT_FOUND,
+        Detail.RESOURCE,
+        "there is no such job",
+        "Check the name.",
+    ),
+    "COUPON_EXISTS": Row(
+        _Code.ALREADY_EXISTS,
+        Detail.RESOURCE,
+        "the coupon id is taken",
+        "Choose another id.",
+    ),
+    "ETAG_MISMATCH": Row(
+        _Code.ABORTED,
+        Detail.NONE,
+        "the coupon has been changed since its etag was read",
+        "Get it and try again with its etag.",
+    ),
+    "PARKED": Row(
+        _Code.ABORTED,
+        Detail.NONE,
+        "the change could not be processed and waits for an operator",
+        "Ask an operator; the ticket names it.",
+    ),
+    "INVALID_FIELD": Row(
+        _Code.INVALID_ARGUMENT,
+        Detail.FIELDS,
+        "a field is bad, a request_id was used for something else, or a ticket is another issuance's",
+        "Mend every field that BadRequest names.",
+    ),
+    "OVERLOADED": Row(
+        _Code.RESOURCE_EXHAUSTED,
+        Detail.RETRY,
+        "more calls or unsettled requests than the limits allow",
+        "Call again after RetryInfo's delay, with the same request_id.",
+    ),
+    "RATE_LIMITED": Row(
+        _Code.RESOURCE_EXHAUSTED,
+        Detail.RETRY,
+        "the caller is over their rate",
+        "Call again after RetryInfo's delay.",
+    ),
+    "KAFKA_UNAVAILABLE": Row(
+        _Code.UNAVAILABLE,
+        Detail.RETRY,
+        "the log does not answer; the request may be in the line or not",
+        "Call again with the same request_id: harmless.",
+    ),
+    "DATABASE_UNAVAILABLE": Row(
+        _Code.UNAVAILABLE,
+        Detail.RETRY,
+        "the database does not answer",
+        "Call again with the same request_id: harmless.",
+    ),
+    "LEDGER_UNAVAILABLE": Row(
+        _Code.UNAVAILABLE,
+        Detail.RETRY,
+        "a verdict did not come in time, or the tables are older than the log",
+        "Call again with the same request_id: harmless.",
+    ),
+    "UNAUTHENTICATED": Row(
+        _Code.UNAUTHENTICATED,
+        Detail.NONE,
+        "no credentials, or none that are known",
+        "Send a valid token or certificate.",
+    ),
+    "ROLE_MISSING": Row(
+        _Code.PERMISSION_DENIED,
+        Detail.NONE,
+        "the caller lacks the role that the method needs",
+        "Ask for the role that the metadata names.",
+    ),
 }
-"""ErrorInfo.reason → code and detail: the error table of the contract."""
+"""ErrorInfo.reason → the error: the error table of the contract. docs/errors.md is made from it."""
 
 RETRY_AFTER_MS = 500
 
@@ -81,7 +206,7 @@ class Refusal(Exception):
 
     @property
     def code(self) -> grpc.StatusCode:
-        return CATALOGUE[self.reason][0]
+        return CATALOGUE[self.reason].code
 
     def status(self) -> Status:
         """google.rpc.Status with ErrorInfo and the catalogue's detail."""
@@ -90,7 +215,7 @@ class Refusal(Exception):
         return Status(code=self.code.value[0], message=self.message, details=details)
 
     def _details(self) -> list[Message]:
-        kind = CATALOGUE[self.reason][1]
+        kind = CATALOGUE[self.reason].detail
         if kind is Detail.FIELDS:
             fields = [
                 error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
@@ -143,3 +268,24 @@ def unavailable(reason: str, message: str, request_id: str = "") -> Refusal:
 
 def _request(request_id: str) -> dict[str, str]:
     return {"request_id": request_id} if request_id else {}
+
+
+def catalogue_page() -> str:
+    """docs/errors.md."""
+    lines = [
+        "# Errors",
+        "",
+        f"Every error has `google.rpc.ErrorInfo` with domain `{DOMAIN}` and one of these reasons. Its metadata has the",
+        "`request_id` used, and the `ticket` where the refusal is a verdict. Made by `make docs/errors.md`.",
+        "",
+        "| reason | code | detail | when | what to do |",
+        "|---|---|---|---|---|",
+    ]
+    for reason, row in CATALOGUE.items():
+        detail = "" if row.detail is Detail.NONE else row.detail.value
+        lines.append(f"| `{reason}` | {row.code.name} | {detail} | {row.situation} | {row.advice} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(catalogue_page(), end="")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 
 from services.domain.model import Reason
-from services.runtime.rpc_errors import CATALOGUE, Detail, Refusal, Violation, invalid, unavailable
+from services.runtime.rpc_errors import CATALOGUE, Detail, Refusal, Violation, catalogue_page, invalid, unavailable
 
 _RETRIED = {
     "OVERLOADED",
@@ -24,7 +26,7 @@ def test_every_error_has_its_info_first_and_then_its_detail(reason: str) -> None
         reason, "said", resource="coupons/x", violations=[Violation("f", "d")], metadata={"request_id": "r"}
     )
     status = refusal.status()
-    code, detail = CATALOGUE[reason]
+    code, detail, _, _ = CATALOGUE[reason]
     assert (status.code, status.message) == (code.value[0], "said")
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
@@ -34,9 +36,9 @@ def test_every_error_has_its_info_first_and_then_its_detail(reason: str) -> None
 
 
 def test_what_is_worth_trying_again_says_when() -> None:
-    assert {reason for reason, (_, detail) in CATALOGUE.items() if detail is Detail.RETRY} == _RETRIED
+    assert {reason for reason, row in CATALOGUE.items() if row.detail is Detail.RETRY} == _RETRIED
     unavailable_codes = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
-    assert {reason for reason, (code, _) in CATALOGUE.items() if code in unavailable_codes} == _RETRIED
+    assert {reason for reason, row in CATALOGUE.items() if row.code in unavailable_codes} == _RETRIED
     retry = error_details_pb2.RetryInfo()
     assert unavailable("OVERLOADED", "full").status().details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 500
@@ -53,3 +55,8 @@ def test_every_bad_field_is_in_the_details_and_in_the_message() -> None:
     assert [(v.field, v.description) for v in bad.field_violations] == [("a", "must be b"), ("c", "is required")]
     assert refusal.message == "a: must be b; c: is required"
     assert refusal.metadata == {"request_id": "r"}
+
+
+def test_the_page_of_errors_is_made_from_the_catalogue() -> None:
+    page = Path(__file__).parents[2] / "docs" / "errors.md"
+    assert page.read_text() == catalogue_page(), "stale: run make docs/errors.md"
