@@ -122,7 +122,8 @@ class _Line:
         self._coupons = dict(state.coupons)
         # Stock apart from the coupons: it changes with every grant, and a frozen copy a grant would cost too much.
         self._remaining = {coupon_id: coupon.remaining for coupon_id, coupon in state.coupons.items()}
-        self._grants: dict[tuple[CouponId, UserId], Grant] = dict(state.grants)
+        self._grants = state.grants
+        self._won: dict[tuple[CouponId, UserId], Issued] = {}
         self._changes = dict(state.changes)
         self._redriven = dict(state.redriven)
         self._touched: set[CouponId] = set()
@@ -167,7 +168,7 @@ class _Line:
         offset, time_us, coupon_id, user_id, request_id, redrive = request
         coupon = self._coupons.get(coupon_id)
         key = (coupon_id, user_id)
-        grant = self._grants.get(key)
+        grant = self._grant(key)
         remaining = self._remaining.get(coupon_id, 0)
         original = None
         if redrive is None:
@@ -183,14 +184,20 @@ class _Line:
                 self._redriven.setdefault(original, repeated)
             reason = reason or Reason.COUPON_NOT_FOUND
             return Rejected(offset, time_us, coupon_id, user_id, request_id, reason, repeated, original)
-        sequence = coupon.total - remaining + 1
-        won = Grant(request_id, sequence, Ticket(self._partition, offset))
+        issued = Issued(offset, time_us, coupon_id, user_id, request_id, coupon.total - remaining + 1, original)
         self._remaining[coupon_id] = remaining - 1
-        self._grants[key] = won
+        self._won[key] = issued
         self._touched.add(coupon_id)
         if original is not None:
-            self._redriven[original] = won
-        return Issued(offset, time_us, coupon_id, user_id, request_id, sequence, original)
+            self._redriven[original] = self._grant(key)
+        return issued
+
+    def _grant(self, key: tuple[CouponId, UserId]) -> Grant | None:
+        """What the user has of the coupon, from before or from this batch."""
+        won = self._won.get(key)
+        if won is None:
+            return self._grants.get(key)
+        return Grant(won.request_id, won.sequence, Ticket(self._partition, won.offset))
 
     def _current(self, coupon_id: CouponId) -> Coupon | None:
         """The coupon with the stock as it is by now."""

@@ -129,11 +129,11 @@ class Record(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A record to be appended. aiokafka takes headers as a list only."""
+    """A record to be appended."""
 
     key: bytes | None
     value: bytes | None
-    headers: list[tuple[str, bytes | None]]
+    headers: Sequence[tuple[str, bytes | None]]
 
 
 class Appended(NamedTuple):
@@ -199,7 +199,8 @@ class RecordProducer:
         for number, message in enumerate(messages, start=1):
             if number % STEP_MESSAGES == 0:
                 await asyncio.sleep(0)
-            while batch.append(key=message.key, value=message.value, timestamp=None, headers=message.headers) is None:
+            headers = list(message.headers)  # aiokafka takes nothing else
+            while batch.append(key=message.key, value=message.value, timestamp=None, headers=headers) is None:
                 sent.append((count, await producer.send_batch(batch, topic, partition=partition)))
                 batch, count = producer.create_batch(), 0
             count += 1
@@ -311,6 +312,8 @@ class PartitionReader:
 
         Raises OutOfLog, KafkaAway.
         """
+        if start >= end:  # at rest, and a look at the log's end would wait behind the reader's own long poll
+            return
         _, log_end = await self.bounds()
         end = min(end, log_end)
         if start >= end:

@@ -6,6 +6,7 @@ Shutdown order: NOT_SERVING, stop intake, finish the batch, commit, close; by a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import gc
 import os
@@ -32,6 +33,10 @@ GC_THRESHOLD_OBJECTS = 100_000
 
 class StartupError(Exception):
     """The service can't start; the message says what to do."""
+
+
+class Stopped(Exception):
+    """Told to stop before it had started."""
 
 
 def main(
@@ -66,14 +71,15 @@ async def _run(service: str, config: C, serve: Callable[[C, asyncio.Event], Awai
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD_OBJECTS, 20, 50)
     log.info("starting", pid=os.getpid())
-    await serve(config, stopping)
+    with contextlib.suppress(Stopped):
+        await serve(config, stopping)
     log.info("stopped")
 
 
 async def wait_for_dependencies(config: Common, engine: AsyncEngine, stopping: asyncio.Event) -> int:
     """The line's partition count, once Kafka and PostgreSQL answer and have this release's topics and tables.
 
-    Raises WrongTopics at once, StartupError when the time is over.
+    Raises WrongTopics at once, StartupError when the time is over, Stopped when told to stop before.
     """
     pace = Pace(stopping, cap_s=1.0)
     deadline = asyncio.get_running_loop().time() + config.startup_timeout_s
@@ -82,7 +88,9 @@ async def wait_for_dependencies(config: Common, engine: AsyncEngine, stopping: a
             await check_revision(engine)
             return await check_topics(config.kafka_bootstrap, Topics(config.topic_prefix))
         except (KafkaAway, DatabaseAway, MissingTopics, WrongRevision) as error:
-            if stopping.is_set() or asyncio.get_running_loop().time() > deadline:
+            if stopping.is_set():
+                raise Stopped from error
+            if asyncio.get_running_loop().time() > deadline:
                 raise StartupError(f"not ready within {config.startup_timeout_s} s: {error}") from error
             log.info("waiting", reason=str(error))
             await pace.failed()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 from services.domain.model import Parked
 from services.runtime.kafka import TRACEPARENT, Record
 
+FLUSH_TIMEOUT_MS = 3_000
 LINKS_MAX = 128
 """Of one batch's span; OpenTelemetry keeps no more by default."""
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
@@ -53,10 +55,12 @@ def configure(service: str) -> None:
 
 
 def shutdown() -> None:
-    """Send what is left; bounded by the exporter's own timeout."""
+    """Send what is left, within FLUSH_TIMEOUT_MS; a dead collector must not hold up the end of a service."""
     provider = trace.get_tracer_provider()
     if isinstance(provider, TracerProvider):
-        provider.shutdown()
+        sending = threading.Thread(target=provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(FLUSH_TIMEOUT_MS / 1000)
 
 
 def server_interceptors() -> list[Any]:

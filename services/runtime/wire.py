@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.domain.model import (
+    ID_LENGTH_MAX,
     Action,
     Changed,
     ChangeOutcome,
@@ -178,6 +179,12 @@ def _decode(record: Record) -> LineRecord:
     return _unprocessable(record, ParkReason.WRONG_TYPE, f"header {kafka.CE_TYPE} names no message of the line")
 
 
+@lru_cache(maxsize=1024)
+def _coupon_key(coupon_id: str) -> bytes | None:
+    """The record key of a coupon, None for what is no id; cached, for a rush is about a few coupons."""
+    return coupon_id.encode() if is_id(coupon_id) else None
+
+
 def _decode_issue(record: Record, value: bytes, redriven: bool) -> LineRecord:
     try:
         event = events_pb2.CouponIssueRequestedEvent.FromString(value)
@@ -185,9 +192,10 @@ def _decode_issue(record: Record, value: bytes, redriven: bool) -> LineRecord:
     except (DecodeError, ValueError):
         return _undecodable(record)
     coupon_id, user_id, request_id = event.coupon_id, event.user_id, event.request_id
-    if not (is_id(coupon_id) and is_id(user_id) and is_request_id(request_id)):
+    key = _coupon_key(coupon_id) if len(coupon_id) <= ID_LENGTH_MAX else None
+    if key is None or not is_id(user_id) or not is_request_id(request_id):
         return _bad_ids(record, redrive, coupon_id=coupon_id, user_id=user_id, request_id=request_id)
-    if record.key != coupon_id.encode():
+    if record.key != key:
         return _key_mismatch(record, coupon_id, user_id, request_id, redrive)
     return IssueRequest(
         record.offset,
