@@ -15,10 +15,10 @@ from services.issuer import answers
 from services.issuer.admission import Admission, Known, refusal_now
 from services.issuer.line import Line
 from services.issuer.outcomes import OutcomesTail, Waiter, WaitKey
-from services.issuer.store import ChangeRow, Granted, IssuerStore
+from services.issuer.store import ChangeRow, Granted, IssuerStore, Verdict
 from services.issuer.validation import IssueCall
 from services.runtime import telemetry, wire
-from services.runtime.coalesce import QueueFull
+from services.runtime.coalesce import Coalescer, QueueFull
 from services.runtime.kafka import Appended, KafkaAway, Message
 from services.runtime.log import get_logger
 from services.runtime.postgres import DatabaseAway
@@ -27,6 +27,8 @@ from services.runtime.rpc_errors import Refusal, unavailable
 log = get_logger(__name__)
 
 WAIT_S_MAX = 30.0
+VERDICT_BATCH_MAX = 2_000
+VERDICTS_WAITING_MAX = 100_000
 ANSWER_MARGIN_S = 0.2
 """How long before the caller's deadline a waiting call answers ACCEPTED."""
 
@@ -69,6 +71,10 @@ class IssuePath:
         self._tail = tail
         self._store = store
         self._unsettled_max = unsettled_max
+        # A stopped ledger lets all waiting calls time out together: their looks into the tables go together, too.
+        self._verdicts = Coalescer[Ticket, Verdict | None](
+            store.verdicts, batch_max=VERDICT_BATCH_MAX, waiting_max=VERDICTS_WAITING_MAX
+        )
 
     async def issue(self, calls: Sequence[IssueCall], caller: Caller) -> list[Answer]:
         """An answer for each call, in their order; none raises for the others."""
@@ -91,9 +97,11 @@ class IssuePath:
                             waiting.append(place)
                 except Refusal as refusal:
                     answers_[index] = refusal
-            await asyncio.gather(
-                *(self._take_places(partition, places, caller, answers_) for partition, places in by_partition.items())
-            )
+            sending = [self._take_places(*item, caller, answers_) for item in by_partition.items()]
+            if len(sending) == 1:
+                await sending[0]
+            elif sending:
+                await asyncio.gather(*sending)
             if waiting:
                 await asyncio.gather(*(self._await_verdict(place, caller, answers_) for place in waiting))
         finally:
@@ -159,8 +167,8 @@ class IssuePath:
         if place.ticket is None:
             raise _away(KafkaAway("no place in the line"), call)
         try:
-            row = await self._store.verdict(place.ticket)
-        except DatabaseAway:
+            (row,) = await self._verdicts.submit([place.ticket])
+        except (DatabaseAway, QueueFull):
             return self._accepted(place)
         if isinstance(row, Granted):
             return answers.granted(row)

@@ -59,6 +59,9 @@ class ChangeRow:
     outcome: bytes
 
 
+Verdict = Granted | Refused | ChangeRow
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Next offset to be settled, by partition, from the same snapshot as the coupons beside it."""
@@ -94,16 +97,24 @@ class IssuerStore:
             rows = await db.fetch(_LIST, after, _time(now_us), state.value if state else None, limit)
         return [_coupon(row) for row in rows]
 
-    async def verdict(self, ticket: Ticket) -> Granted | Refused | ChangeRow | None:
+    async def verdict(self, ticket: Ticket) -> Verdict | None:
         """The row of that ticket, whichever table has it."""
+        return (await self.verdicts([ticket]))[0]
+
+    async def verdicts(self, tickets: Sequence[Ticket]) -> list[Verdict | None]:
+        """The row of each ticket, in their order; None where no table has one."""
+        places = [ticket.partition for ticket in tickets], [ticket.offset for ticket in tickets]
+        found: dict[Ticket, Verdict] = {}
         async with connection(self._engine) as db:
-            if row := await db.fetchrow(_GRANT_BY_TICKET, ticket.partition, ticket.offset):
-                return _granted(row)
-            if row := await db.fetchrow(_REFUSED_BY_TICKET, ticket.partition, ticket.offset):
-                return _refused(row)
-            if row := await db.fetchrow(_CHANGE_BY_TICKET, ticket.partition, ticket.offset):
-                return ChangeRow(ticket, row["outcome"])
-        return None
+            for row in await db.fetch(_GRANTS_BY_TICKET, *places):
+                found[_ticket(row)] = _granted(row)
+            if len(found) < len(tickets):
+                for row in await db.fetch(_REFUSED_BY_TICKET, *places):
+                    found[_ticket(row)] = _refused(row)
+            if len(found) < len(tickets):
+                for row in await db.fetch(_CHANGES_BY_TICKET, *places):
+                    found[_ticket(row)] = ChangeRow(_ticket(row), row["outcome"])
+        return [found.get(ticket) for ticket in tickets]
 
     async def redriven(self, original: Ticket) -> Granted | Refused | None:
         """The row that settled a redrive of that ticket: the first that is not PARKED."""
@@ -174,8 +185,12 @@ def _coupon(row: Any) -> Coupon:
     )
 
 
+def _ticket(row: Any) -> Ticket:
+    return Ticket(row["ticket_partition"], row["ticket_offset"])
+
+
 def _granted(row: Any) -> Granted:
-    ticket = Ticket(row["ticket_partition"], row["ticket_offset"])
+    ticket = _ticket(row)
     return Granted(
         row["coupon_id"],
         row["user_id"],
@@ -187,7 +202,7 @@ def _granted(row: Any) -> Granted:
 
 def _refused(row: Any) -> Refused:
     return Refused(
-        Ticket(row["ticket_partition"], row["ticket_offset"]),
+        _ticket(row),
         row["coupon_id"],
         row["user_id"],
         row["request_id"],
@@ -221,9 +236,12 @@ WHERE coupon_id > $1 AND ($3::text IS NULL OR $3 = CASE
     WHEN remaining <= 0 THEN 'SOLD_OUT'
     ELSE 'ACTIVE' END)
 ORDER BY coupon_id LIMIT $4"""
-_GRANT_BY_TICKET = "SELECT * FROM user_coupon WHERE ticket_partition = $1 AND ticket_offset = $2"
-_REFUSED_BY_TICKET = "SELECT * FROM rejected_issue WHERE ticket_partition = $1 AND ticket_offset = $2"
-_CHANGE_BY_TICKET = "SELECT outcome FROM coupon_change WHERE ticket_partition = $1 AND ticket_offset = $2"
+_ASKED_TICKETS = """
+FROM unnest($1::int[], $2::bigint[]) AS asked (ticket_partition, ticket_offset)
+JOIN {} t USING (ticket_partition, ticket_offset)"""
+_GRANTS_BY_TICKET = "SELECT t.*" + _ASKED_TICKETS.format("user_coupon")
+_REFUSED_BY_TICKET = "SELECT t.*" + _ASKED_TICKETS.format("rejected_issue")
+_CHANGES_BY_TICKET = "SELECT t.*" + _ASKED_TICKETS.format("coupon_change")
 _GRANT_BY_REDRIVE = "SELECT * FROM user_coupon WHERE redrive_of = $1"
 _REFUSED_BY_REDRIVE = """
 SELECT * FROM rejected_issue WHERE redrive_of = $1 AND reason <> 'PARKED'
