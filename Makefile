@@ -76,6 +76,10 @@ release-proto: ## at a release: from now on protos/ is what later changes must n
 bench-ledger: $(VENV)/.ready ## how fast the ledger drains a backlog, against raw inserts
 	@$(BIN)/python -m bench.ledger $(ARGS)
 
+.PHONY: bench-unary
+bench-unary: $(VENV)/.ready ## how fast unary IssueCoupon is, against a call that does nothing
+	@$(BIN)/python -m bench.unary $(ARGS)
+
 .PHONY: proto
 proto: $(VENV)/.ready ## generate the code beside the .proto files again
 	@$(PROTOC) --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTOS)
