@@ -1,30 +1,22 @@
-"""The loop that files one partition of the DLQ topic, and what it does when something is away, lost or wrong."""
+"""The loop that files one partition of the DLQ topic."""
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable, Sequence
 
-from services.dlq.store import Contended, Content, DeadLetterStore, Filing, LastRecord, Position, PositionLost
+from services.dlq.store import Content, DeadLetterStore, Filing
 from services.domain.dead_letter import DeadLetter, Failure, Filed, RetryPolicy, file
 from services.runtime import telemetry, wire
-from services.runtime.kafka import KafkaAway, OutOfLog, PartitionReader, Record, Topics
-from services.runtime.log import get_logger
-from services.runtime.pace import Pace
-from services.runtime.postgres import BooksWrong, DatabaseAway
-
-log = get_logger(__name__)
+from services.runtime.kafka import PartitionReader, Record, Topics
+from services.runtime.partitions import PartitionWorker
+from services.runtime.progress import Position, check_log, poll_behind
 
 BATCH_RECORDS_MAX = 500
 IDLE_MS = 1_000
 
 
-class Halted(Exception):
-    """The partition must not go on without a person: the log is not the log, or the books are wrong."""
-
-
-class PartitionFiler:
+class PartitionFiler(PartitionWorker):
     """Files one partition of the DLQ topic. Safe beside another on the same partition: see DeadLetterStore.file."""
 
     def __init__(
@@ -37,66 +29,26 @@ class PartitionFiler:
         policy: RetryPolicy,
         clock_us: Callable[[], int],
     ) -> None:
-        self._partition = partition
+        super().__init__(topics.dlq, partition, dlq)
         self._topics = topics
         self._partition_count = partition_count
         self._dlq = dlq
         self._store = store
         self._policy = policy
         self._clock_us = clock_us
-        self._stopping = asyncio.Event()
-        self._pace = Pace(self._stopping)
-        self.settled_offset: int | None = None
-        self.halted: str | None = None
         self.skipped_count = 0
-        self.log = log.bind(topic=topics.dlq, partition=partition)
 
-    def stop(self) -> None:
-        self._stopping.set()
-
-    async def run(self) -> None:
-        """File until stopped. Away is not broken: whatever may pass is tried again from the table's position."""
-        try:
-            while not self._stopping.is_set():
-                try:
-                    await self._file_from(await self._take_position())
-                except (KafkaAway, DatabaseAway, PositionLost, Contended, OutOfLog) as error:
-                    self.log.warning("filing_interrupted", error=f"{type(error).__name__}: {error}")
-                    await self._pace.failed()
-                except (Halted, BooksWrong) as error:
-                    await self._halt(f"{type(error).__name__}: {error}")
-                except Exception as error:
-                    # Not foreseen, so not known to be harmless: stand still and call for help rather than guess.
-                    self.log.exception("filing_failed")
-                    await self._halt(f"{type(error).__name__}: {error}")
-        finally:
-            await self._dlq.stop()
-
-    async def _file_from(self, position: Position) -> None:
+    async def _work_from(self, position: Position) -> None:
         while not self._stopping.is_set():
-            records = await self._next_records(position)
+            records = await poll_behind(self._dlq, position, max_records=BATCH_RECORDS_MAX, timeout_ms=IDLE_MS)
             if records:
                 position = await self._file(position, records)
                 self.settled_offset = position.next_offset
             self._pace.succeeded()
 
-    async def _next_records(self, position: Position) -> Sequence[Record]:
-        """What comes next in the DLQ; after an idle moment the last record is read once more, to know the log."""
-        records = await self._dlq.poll(max_records=BATCH_RECORDS_MAX, timeout_ms=IDLE_MS)
-        if not records:
-            if position.last is not None:
-                await self._dlq.seek(position.last.offset)
-            return records
-        if records[0].offset < position.next_offset:
-            _check_same(position.last, records[0])
-            records = [record for record in records if record.offset >= position.next_offset]
-        return records
-
     async def _file(self, position: Position, records: Sequence[Record]) -> Position:
         filings = [filing for record in records if (filing := self._filing(record)) is not None]
-        record = records[-1]
-        last = LastRecord(record.offset, record.timestamp_ms, record.checksum())
-        after = Position(self._partition, record.offset + 1, last)
+        after = position.behind(records[-1])
         with telemetry.process_batch(self._topics.dlq, self._partition, records):
             for letter in await self._store.file(position, after, filings, self._decide):
                 self.log.info(
@@ -109,7 +61,7 @@ class PartitionFiler:
         skipped = len(records) - len(filings)
         if skipped:
             self.skipped_count += skipped
-            self.log.warning("dead_letters_skipped", count=skipped, until_offset=record.offset)
+            self.log.warning("dead_letters_skipped", count=skipped, until_offset=records[-1].offset)
         return after
 
     def _filing(self, record: Record) -> Filing | None:
@@ -149,32 +101,9 @@ class PartitionFiler:
         return file(letter, failure, self._policy, now_us=self._clock_us(), random01=random.random())
 
     async def _take_position(self) -> Position:
-        """The table's position, once the log is known to be the log."""
         position = await self._store.position(self._partition)
-        begin, end = await self._dlq.bounds()
-        if position.next_offset > end:
-            raise Halted(f"the position {position.next_offset} is past the log's end {end}: truncated or recreated")
-        if begin > position.next_offset:
-            raise Halted(f"the log begins at {begin}, after the position {position.next_offset}")
-        if position.last is not None:
-            _check_same(position.last, await self._dlq.read_one(position.last.offset))
+        await check_log(self._dlq, position, position.next_offset)
         await self._dlq.seek(position.next_offset)
         self.settled_offset = position.next_offset
         self.log.info("position_taken", next_offset=position.next_offset)
         return position
-
-    async def _halt(self, reason: str) -> None:
-        self.halted = reason
-        self.log.critical("partition_halted", reason=reason)
-        await self._stopping.wait()
-
-
-def _check_same(last: LastRecord | None, record: Record | None) -> None:
-    if last is None:
-        return
-    if record is None or (record.offset, record.timestamp_ms, record.checksum()) != (
-        last.offset,
-        last.timestamp_ms,
-        last.checksum,
-    ):
-        raise Halted(f"the record at {last.offset} is not the one that was filed: the log is another one")

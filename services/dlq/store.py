@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -22,7 +22,9 @@ from services.domain.model import (
     UserId,
     printable,
 )
-from services.runtime.postgres import BooksWrong, Connection, connection
+from services.runtime.postgres import Connection, connection
+from services.runtime.progress import Overtaken, Position, ProgressRows
+from services.runtime.rows import expect, to_time, to_us, to_us_or_none
 
 CALLER = "dlq"
 """Who acted, where no operator did."""
@@ -32,30 +34,8 @@ FAILED = "FAILED"
 Headers = tuple[tuple[str, bytes | None], ...]
 
 
-class PositionLost(Exception):
-    """Another dlq has moved the partition's progress: what was read from here on is not ours to store."""
-
-
-class Contended(Exception):
+class Contended(Overtaken):
     """Another dlq stored the same dead letter at the same time: do it again, on top of that."""
-
-
-@dataclass(frozen=True, slots=True)
-class LastRecord:
-    """What tells whether the log is still the same log."""
-
-    offset: int
-    timestamp_ms: int
-    checksum: int
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """A DLQ partition's progress as its row has it."""
-
-    partition: int
-    next_offset: int
-    last: LastRecord | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +80,12 @@ class DeadLetterStore:
     def __init__(self, engine: AsyncEngine, topic: str) -> None:
         """`topic` is the DLQ topic's name."""
         self._engine = engine
-        self._topic = topic
+        self._progress = ProgressRows(topic)
 
     async def position(self, partition: int) -> Position:
         """The partition's progress; a missing row is inserted at 0. Raises DatabaseAway."""
         async with connection(self._engine) as db:
-            await db.execute(_INSERT_PROGRESS, self._topic, partition)
-            row = await db.fetchrow(_PROGRESS, self._topic, partition)
-        if row is None:
-            raise BooksWrong(f"ledger_progress has no row for {self._topic}/{partition}")
-        last = None
-        if row["last_offset"] is not None:
-            last = LastRecord(row["last_offset"], row["last_timestamp"], row["last_checksum"])
-        return Position(partition, row["next_offset"], last)
+            return await self._progress.take(db, partition)
 
     async def file(
         self, before: Position, after: Position, filings: Sequence[Filing], decide: Decide
@@ -123,9 +96,7 @@ class DeadLetterStore:
         DatabaseAway may also mean that COMMIT took effect, so the position must be read again then.
         """
         async with connection(self._engine) as db, db.transaction():
-            # First the compare-and-set: of two on one partition only one gets through.
-            if await db.execute(_ADVANCE, *self._advance(before, after)) != "UPDATE 1":
-                raise PositionLost(f"{self._topic}/{before.partition} is no longer at {before.next_offset}")
+            await self._progress.move(db, before, after)  # first: of two on one partition only one gets through
             fresh = await _note_failures(db, filings)
             return await _count_failures(db, fresh, decide)
 
@@ -138,7 +109,7 @@ class DeadLetterStore:
         Raises DatabaseAway, BooksWrong.
         """
         async with connection(self._engine) as db, db.transaction():
-            due = [_due(row) for row in await db.fetch(_DUE, _time(now_us), limit)]
+            due = [_due(row) for row in await db.fetch(_DUE, to_time(now_us), limit)]
             if not due:
                 return 0
             published = await publish(due)
@@ -168,18 +139,6 @@ class DeadLetterStore:
                 ],
             )
         return [letter.original for letter in letters]
-
-    def _advance(self, before: Position, after: Position) -> tuple[Any, ...]:
-        last = after.last
-        return (
-            self._topic,
-            before.partition,
-            before.next_offset,
-            after.next_offset,
-            last.offset if last else None,
-            last.timestamp_ms if last else None,
-            last.checksum if last else None,
-        )
 
 
 async def _note_failures(db: Connection, filings: Sequence[Filing]) -> list[Filing]:
@@ -244,7 +203,7 @@ async def _insert(db: Connection, letters: Sequence[DeadLetter], contents: Mappi
 
 async def _update(db: Connection, letters: Sequence[DeadLetter]) -> None:
     if letters:
-        await _expect(f"UPDATE {len(letters)}", await db.execute(_UPDATE, *_letter_columns(letters)))
+        expect(f"UPDATE {len(letters)}", await db.execute(_UPDATE, *_letter_columns(letters)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,12 +224,7 @@ async def _act(db: Connection, actions: Sequence[_Act]) -> None:
             [None if a.record is None else str(a.record) for a in actions],
             [printable(a.comment) for a in actions],
         )
-        await _expect(f"INSERT 0 {len(actions)}", status)
-
-
-async def _expect(wanted: str, status: str) -> None:
-    if status != wanted:
-        raise BooksWrong(f"{status} where {wanted} was due")
+        expect(f"INSERT 0 {len(actions)}", status)
 
 
 def _letter_columns(letters: Sequence[DeadLetter]) -> tuple[list[Any], ...]:
@@ -282,9 +236,9 @@ def _letter_columns(letters: Sequence[DeadLetter]) -> tuple[list[Any], ...]:
         [printable(letter.message) for letter in letters],
         [letter.attempt_count for letter in letters],
         [None if letter.redrive is None else str(letter.redrive) for letter in letters],
-        [_time(letter.first_failed_us) for letter in letters],
-        [_time(letter.last_failed_us) for letter in letters],
-        [None if letter.next_attempt_us is None else _time(letter.next_attempt_us) for letter in letters],
+        [_nearest_time(letter.first_failed_us) for letter in letters],
+        [_nearest_time(letter.last_failed_us) for letter in letters],
+        [None if letter.next_attempt_us is None else _nearest_time(letter.next_attempt_us) for letter in letters],
     )
 
 
@@ -293,7 +247,7 @@ def _content_columns(content: Content) -> tuple[Any, ...]:
         content.key,
         content.value,
         headers_text(content.headers),
-        _time(content.record_us),
+        _nearest_time(content.record_us),
         content.coupon_id,
         content.user_id,
         content.request_id,
@@ -319,9 +273,9 @@ def _letter(row: Any) -> DeadLetter:
         message=row["error_message"],
         attempt_count=row["attempt_count"],
         redrive=Ticket.parse(row["redrive_ticket"] or ""),
-        first_failed_us=_to_us(row["first_failed_at"]),
-        last_failed_us=_to_us(row["last_failed_at"]),
-        next_attempt_us=None if row["next_attempt_at"] is None else _to_us(row["next_attempt_at"]),
+        first_failed_us=to_us(row["first_failed_at"]),
+        last_failed_us=to_us(row["last_failed_at"]),
+        next_attempt_us=to_us_or_none(row["next_attempt_at"]),
     )
 
 
@@ -330,7 +284,7 @@ def _due(row: Any) -> Due:
         key=row["key"],
         value=row["value"],
         headers=parse_headers(row["headers"]),
-        record_us=_to_us(row["record_time"]),
+        record_us=to_us(row["record_time"]),
         coupon_id=row["coupon_id"],
         user_id=row["user_id"],
         request_id=row["request_id"],
@@ -339,28 +293,11 @@ def _due(row: Any) -> Due:
     return Due(_letter(row), content, row["topic_partition"])
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
+def _nearest_time(time_us: int) -> datetime | None:
+    """Headers may claim any time: one that no table holds becomes the nearest that it does."""
+    return to_time(min(max(time_us, TIME_US_MIN), TIME_US_MAX))
 
 
-def _time(time_us: int) -> datetime:
-    # Headers may claim any time: one that no table holds becomes the nearest that it does.
-    return _EPOCH + timedelta(microseconds=min(max(time_us, TIME_US_MIN), TIME_US_MAX))
-
-
-def _to_us(time: datetime) -> int:
-    return (time - _EPOCH) // _MICROSECOND
-
-
-_INSERT_PROGRESS = """
-INSERT INTO ledger_progress (topic, partition, next_offset, published_offset, dlq_offset) VALUES ($1, $2, 0, 0, 0)
-ON CONFLICT DO NOTHING"""
-_PROGRESS = """
-SELECT next_offset, last_offset, last_timestamp, last_checksum
-FROM ledger_progress WHERE topic = $1 AND partition = $2"""
-_ADVANCE = """
-UPDATE ledger_progress SET next_offset = $4, last_offset = $5, last_timestamp = $6, last_checksum = $7
-WHERE topic = $1 AND partition = $2 AND next_offset = $3"""
 _INSERT_FAILED = f"""
 INSERT INTO dead_letter_action (ticket_partition, ticket_offset, action, record, caller, comment)
 SELECT partition, "offset", '{FAILED}', record, '{CALLER}', comment

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -16,11 +15,11 @@ from services.domain.model import (
     Grant,
     Reason,
     RequestId,
-    Switch,
     Ticket,
     UserId,
 )
 from services.runtime.postgres import connection
+from services.runtime.rows import to_coupon, to_time, to_us
 
 Key = tuple[CouponId, UserId]
 
@@ -94,8 +93,8 @@ class IssuerStore:
     async def coupons(self, after: str, state: CouponState | None, now_us: int, limit: int) -> list[Coupon]:
         """Coupons by id behind `after`, at most `limit`, of that state at that time."""
         async with connection(self._engine) as db:
-            rows = await db.fetch(_LIST, after, _time(now_us), state.value if state else None, limit)
-        return [_coupon(row) for row in rows]
+            rows = await db.fetch(_LIST, after, to_time(now_us), state.value if state else None, limit)
+        return [to_coupon(row) for row in rows]
 
     async def verdict(self, ticket: Ticket) -> Verdict | None:
         """The row of that ticket, whichever table has it."""
@@ -152,37 +151,8 @@ def _progress(rows: Iterable[Any]) -> Progress:
     for row in rows:
         next_offsets[row["partition"]] = row["next_offset"]
         if row["coupon_id"] is not None:
-            coupons[row["coupon_id"]] = _coupon(row)
+            coupons[row["coupon_id"]] = to_coupon(row)
     return Progress(next_offsets, coupons)
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-def _to_us(time: datetime) -> int:
-    return (time - _EPOCH) // _MICROSECOND
-
-
-def _time(time_us: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=time_us)
-
-
-def _coupon(row: Any) -> Coupon:
-    return Coupon(
-        coupon_id=row["coupon_id"],
-        partition=row["topic_partition"],
-        display_name=row["display_name"],
-        total=row["total"],
-        remaining=row["remaining"],
-        issued=row["issued_count"],
-        start_us=None if row["start_time"] is None else _to_us(row["start_time"]),
-        end_us=None if row["end_time"] is None else _to_us(row["end_time"]),
-        switch=Switch(row["state"]),
-        etag=row["etag"],
-        create_us=_to_us(row["create_time"]),
-        update_us=_to_us(row["update_time"]),
-    )
 
 
 def _ticket(row: Any) -> Ticket:
@@ -195,8 +165,8 @@ def _granted(row: Any) -> Granted:
         row["coupon_id"],
         row["user_id"],
         Grant(row["request_id"], row["sequence"], ticket),
-        _to_us(row["accepted_at"]),
-        _to_us(row["issued_at"]),
+        to_us(row["accepted_at"]),
+        to_us(row["issued_at"]),
     )
 
 
@@ -209,8 +179,8 @@ def _refused(row: Any) -> Refused:
         Reason(row["reason"]),
         Ticket.parse(row["issued_ticket"] or ""),
         Ticket.parse(row["redrive_of"] or ""),
-        _to_us(row["accepted_at"]),
-        _to_us(row["rejected_at"]),
+        to_us(row["accepted_at"]),
+        to_us(row["rejected_at"]),
     )
 
 

@@ -1,4 +1,4 @@
-"""The loop that settles one partition of the line, and what it does when something is away, lost or wrong."""
+"""The loop that settles one partition of the line."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from dataclasses import dataclass, replace
 
 from services.domain.decide import park
 from services.domain.model import LineRecord, Parked, ParkReason, Unprocessable, Verdict, printable
-from services.ledger.store import DeadLetterRun, LastRecord, LedgerStore, ParkedRun, Position, PositionLost
+from services.ledger.store import DeadLetterRun, LedgerStore, ParkedRun
 from services.runtime import telemetry, wire
-from services.runtime.kafka import TRACEPARENT, KafkaAway, OutOfLog, PartitionReader, Record, RecordProducer, Topics
-from services.runtime.log import get_logger
-from services.runtime.pace import Pace
-from services.runtime.postgres import BooksWrong, DatabaseAway, DatabaseRefused
-
-log = get_logger(__name__)
+from services.runtime.kafka import TRACEPARENT, KafkaAway, PartitionReader, Record, RecordProducer, Topics
+from services.runtime.partitions import PartitionWorker
+from services.runtime.postgres import BooksWrong, DatabaseRefused
+from services.runtime.progress import Halted, NotTheLog, Position, check_log, poll_behind
 
 BATCH_RECORDS_MAX = 4_000
 STEP_RECORDS = 250
@@ -27,10 +25,6 @@ LINGER_S = 0.02
 """Batches are begun at least so far apart. A lone request is settled at once, a rush fifty times a second."""
 GATHER_MS = 5
 """How long to wait for what has gathered at the broker meanwhile."""
-
-
-class Halted(Exception):
-    """The partition must not go on without a person: the log is not the log, the books are wrong, or a bad deploy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +40,6 @@ class Batch:
     def part(self, start: int, end: int) -> Batch:
         return Batch(self.records[start:end], self.decoded[start:end])
 
-    def after(self, position: Position) -> Position:
-        """The position behind this batch."""
-        record = self.records[-1]
-        last = LastRecord(record.offset, record.timestamp_ms, record.checksum())
-        return replace(position, next_offset=record.offset + 1, last=last)
-
 
 @dataclass(frozen=True, slots=True)
 class Settled:
@@ -65,7 +53,7 @@ class Settled:
         return Settled([*self.records, *other.records], [*self.verdicts, *other.verdicts], other.position)
 
 
-class PartitionLedger:
+class PartitionLedger(PartitionWorker):
     """Settles one partition of the line. Safe beside another on the same partition: see LedgerStore.settle."""
 
     def __init__(
@@ -78,45 +66,19 @@ class PartitionLedger:
         store: LedgerStore,
         dead_letter_run_max: int,
     ) -> None:
-        self._partition = partition
+        super().__init__(topics.line, partition, line, dlq)
         self._topics = topics
         self._line = line
         self._dlq = dlq
         self._producer = producer
         self._store = store
         self._run = ParkedRun(0, dead_letter_run_max)
-        self._stopping = asyncio.Event()
-        self._pace = Pace(self._stopping)
         self._known: dict[int, wire.DeadLetterRecord] = {}
         self._published_offset = 0
         self._dlq_offset = 0
         self._began_s = -LINGER_S
-        self.settled_offset: int | None = None
-        self.halted: str | None = None
-        self.log = log.bind(topic=topics.line, partition=partition)
 
-    def stop(self) -> None:
-        self._stopping.set()
-
-    async def run(self) -> None:
-        """Settle until stopped. Away is not broken: whatever may pass is tried again from the table's position."""
-        try:
-            while not self._stopping.is_set():
-                try:
-                    await self._settle_from(await self._take_position())
-                except (KafkaAway, DatabaseAway, PositionLost, OutOfLog) as error:
-                    self.log.warning("settling_interrupted", error=f"{type(error).__name__}: {error}")
-                    await self._pace.failed()
-                except (Halted, BooksWrong) as error:
-                    await self._halt(f"{type(error).__name__}: {error}")
-                except Exception as error:
-                    # Not foreseen, so not known to be harmless: stand still and call for help rather than guess.
-                    self.log.exception("settling_failed")
-                    await self._halt(f"{type(error).__name__}: {error}")
-        finally:
-            await asyncio.gather(self._line.stop(), self._dlq.stop())
-
-    async def _settle_from(self, position: Position) -> None:
+    async def _work_from(self, position: Position) -> None:
         publishing: asyncio.Task[None] | None = None
         reading = asyncio.create_task(self._next_batch(position))
         try:
@@ -125,7 +87,7 @@ class PartitionLedger:
                 batch = await reading
                 if len(batch) > 0:
                     # The next batch is read and decoded while PostgreSQL works on this one: only reading runs ahead.
-                    reading = asyncio.create_task(self._next_batch(batch.after(position)))
+                    reading = asyncio.create_task(self._next_batch(position.behind(batch.records[-1])))
                     settled = await self._settle(position, batch)  # the one transaction: before anything is told
                     position = settled.position
                     if publishing is not None:
@@ -151,14 +113,9 @@ class PartitionLedger:
                 await self._give_up(publishing)
 
     async def _next_batch(self, position: Position) -> Batch:
-        """What comes next in the line; after an idle moment the last record is read once more, to know the log."""
+        """What comes next in the line, or nothing after an idle moment."""
         crowded = await self._linger()
-        step = await self._line.poll(max_records=STEP_RECORDS, timeout_ms=IDLE_MS)
-        if not step and position.last is not None:
-            await self._line.seek(position.last.offset)
-        if step and step[0].offset < position.next_offset:
-            self._check_same(position.last, step[0])
-            step = [record for record in step if record.offset >= position.next_offset]
+        step = await poll_behind(self._line, position, max_records=STEP_RECORDS, timeout_ms=IDLE_MS)
         records: list[Record] = []
         decoded: list[LineRecord] = []
         while step:
@@ -185,7 +142,7 @@ class PartitionLedger:
 
     async def _settle(self, position: Position, batch: Batch, *, again: bool = False) -> Settled:
         """Settle the batch; what PostgreSQL can't store is bisected, left half first, until the one is found."""
-        after = replace(batch.after(position), published_offset=self._published_offset, dlq_offset=self._dlq_offset)
+        after = self._acknowledged(position.behind(batch.records[-1]))
         try:
             with telemetry.process_batch(self._topics.line, self._partition, batch.records):
                 verdicts, self._run = await self._store.settle(position, after, batch.decoded, self._run)
@@ -245,15 +202,18 @@ class PartitionLedger:
 
     async def _acknowledge(self, position: Position) -> Position:
         """Note in the table that all is published, while there is nothing to settle."""
-        after = replace(position, published_offset=self._published_offset, dlq_offset=self._dlq_offset)
+        after = self._acknowledged(position)
         if after != position:
             await self._store.acknowledge(position, after)
         return after
 
+    def _acknowledged(self, position: Position) -> Position:
+        return replace(position, published_offset=self._published_offset, dlq_offset=self._dlq_offset)
+
     async def _take_position(self) -> Position:
         """The table's position, once the log is known to be the log and all that is committed is published."""
         position = await self._store.position(self._partition)
-        await self._check_log(position)
+        await check_log(self._line, position, position.published_offset)
         published = await self._read_dead_letters(position)
         await self._publish_again(position, published)
         self._published_offset = position.next_offset
@@ -262,30 +222,11 @@ class PartitionLedger:
         self.log.info("position_taken", next_offset=position.next_offset, published_offset=position.published_offset)
         return await self._acknowledge(position)
 
-    async def _check_log(self, position: Position) -> None:
-        begin, end = await self._line.bounds()
-        if position.next_offset > end:
-            raise Halted(f"the position {position.next_offset} is past the log's end {end}: truncated or recreated")
-        if begin > position.published_offset:
-            raise Halted(f"the log begins at {begin}, after the position {position.published_offset}")
-        if position.last is not None:
-            self._check_same(position.last, await self._line.read_one(position.last.offset))
-
-    def _check_same(self, last: LastRecord | None, record: Record | None) -> None:
-        if last is None:
-            return
-        if record is None or (record.offset, record.timestamp_ms, record.checksum()) != (
-            last.offset,
-            last.timestamp_ms,
-            last.checksum,
-        ):
-            raise Halted(f"the record at {last.offset} is not the one that was settled: the log is another one")
-
     async def _read_dead_letters(self, position: Position) -> set[int]:
         """Learn which tickets ahead are dead letters already; returns those behind the position that are, too."""
         begin, end = await self._dlq.bounds()
         if not begin <= position.dlq_offset <= end:
-            raise Halted(f"the DLQ has {begin} to {end}, not the position {position.dlq_offset}: another topic")
+            raise NotTheLog(f"the DLQ has {begin} to {end}, not the position {position.dlq_offset}: another topic")
         self._known.clear()
         published: set[int] = set()
         async for records in self._dlq.read(position.dlq_offset, end):
@@ -326,11 +267,6 @@ class PartitionLedger:
         """Let a publication end by itself or by its own time limit; taking the position again publishes the rest."""
         with contextlib.suppress(KafkaAway):
             await publishing
-
-    async def _halt(self, reason: str) -> None:
-        self.halted = reason
-        self.log.critical("partition_halted", reason=reason)
-        await self._stopping.wait()
 
 
 def _known_parked(record: LineRecord, known: wire.DeadLetterRecord) -> Unprocessable:

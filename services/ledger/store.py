@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -27,7 +27,6 @@ from services.domain.model import (
     Reason,
     Rejected,
     RequestId,
-    Switch,
     Ticket,
     UserId,
     Verdict,
@@ -35,10 +34,8 @@ from services.domain.model import (
 from services.runtime import wire
 from services.runtime.kafka import home_partition
 from services.runtime.postgres import BooksWrong, Connection, connection
-
-
-class PositionLost(Exception):
-    """Another ledger has moved the partition's progress: what was read from here on is not ours to settle."""
+from services.runtime.progress import Position, ProgressRows
+from services.runtime.rows import EPOCH, expect, to_coupon, to_time, to_us
 
 
 class DeadLetterRun(Exception):
@@ -47,26 +44,6 @@ class DeadLetterRun(Exception):
     def __init__(self, length: int) -> None:
         super().__init__(f"the run of newly parked records reaches its limit at record {length} of the batch")
         self.length = length
-
-
-@dataclass(frozen=True, slots=True)
-class LastRecord:
-    """What tells whether the log is still the same log."""
-
-    offset: int
-    timestamp_ms: int
-    checksum: int
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """A partition's progress as its row has it; offsets of the line, `dlq_offset` of the DLQ partition."""
-
-    partition: int
-    next_offset: int
-    published_offset: int
-    dlq_offset: int
-    last: LastRecord | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +75,14 @@ class LedgerStore:
 
     def __init__(self, engine: AsyncEngine, topic: str, partition_count: int) -> None:
         self._engine = engine
-        self._topic = topic
+        self._progress = ProgressRows(topic)
         self._partition_count = partition_count
 
     async def position(self, partition: int) -> Position:
         """The partition's progress; a missing row is inserted at 0. Raises DatabaseAway."""
         async with connection(self._engine) as db:
             await db.execute(_END_FROZEN)
-            await db.execute(_INSERT_PROGRESS, self._topic, partition)
-            row = await db.fetchrow(_PROGRESS, self._topic, partition)
-        if row is None:
-            raise BooksWrong(f"ledger_progress has no row for {self._topic}/{partition}")
-        last = None
-        if row["last_offset"] is not None:
-            last = LastRecord(row["last_offset"], row["last_timestamp"], row["last_checksum"])
-        return Position(partition, row["next_offset"], row["published_offset"], row["dlq_offset"], last)
+            return await self._progress.take(db, partition)
 
     async def settle(
         self, before: Position, after: Position, records: Sequence[LineRecord], run: ParkedRun
@@ -124,8 +94,7 @@ class LedgerStore:
         """
         async with connection(self._engine) as db, db.transaction():
             # First the compare-and-set: its row lock is the only mutex, so all that is read behind it stays true.
-            if await db.execute(_ADVANCE, *self._advance(before, after)) != "UPDATE 1":
-                raise PositionLost(f"{self._topic}/{before.partition} is no longer at {before.next_offset}")
+            await self._progress.move(db, before, after)
             state = await self._read_state(db, before.partition, records)
             decision = decide(state, records)
             run = run.after(decision.verdicts)
@@ -136,15 +105,12 @@ class LedgerStore:
     async def acknowledge(self, before: Position, after: Position) -> None:
         """Note what the broker has acknowledged, while nothing is settled. Raises PositionLost, DatabaseAway."""
         async with connection(self._engine) as db:
-            if await db.execute(_ADVANCE, *self._advance(before, after)) != "UPDATE 1":
-                raise PositionLost(f"{self._topic}/{before.partition} is no longer at {before.next_offset}")
+            await self._progress.move(db, before, after)
 
     async def confirm(self, position: Position) -> None:
         """Whether the table still has the position. Raises PositionLost, DatabaseAway."""
         async with connection(self._engine) as db:
-            row = await db.fetchrow(_PROGRESS, self._topic, position.partition)
-        if row is None or row["next_offset"] != position.next_offset:
-            raise PositionLost(f"{self._topic}/{position.partition} is no longer at {position.next_offset}")
+            await self._progress.confirm(db, position)
 
     async def verdicts(self, partition: int, start: int, end: int) -> list[tuple[wire.Outcome, Parked | None]]:
         """What was settled with start <= offset < end, in offset order: the outcome, and the parked one's verdict.
@@ -162,30 +128,16 @@ class LedgerStore:
             found.append((wire.outcome(partition, verdict), verdict if isinstance(verdict, Parked) else None))
         for row in changed:
             key = row["coupon_id"].encode()
-            time_us = _to_us(row["accepted_at"])
+            time_us = to_us(row["accepted_at"])
             found.append((wire.Outcome(row["ticket_offset"], time_us, key, wire.CHANGED, row["outcome"]), None))
         return sorted(found, key=lambda pair: pair[0].offset)
-
-    def _advance(self, before: Position, after: Position) -> tuple[Any, ...]:
-        last = after.last
-        return (
-            self._topic,
-            before.partition,
-            before.next_offset,
-            after.next_offset,
-            after.published_offset,
-            after.dlq_offset,
-            last.offset if last else None,
-            last.timestamp_ms if last else None,
-            last.checksum if last else None,
-        )
 
     async def _read_state(self, db: Connection, partition: int, records: Sequence[LineRecord]) -> LineState:
         requests = [r for r in records if isinstance(r, IssueRequest)]
         changes = [r for r in records if isinstance(r, ChangeRequest)]
         redrives = [r.redrive.original for r in requests if r.redrive is not None]
         asked = {r.coupon_id for r in requests} | {r.coupon_id for r in changes}
-        coupons = {row["coupon_id"]: _coupon(row) for row in await db.fetch(_COUPONS, list(asked))} if asked else {}
+        coupons = {row["coupon_id"]: to_coupon(row) for row in await db.fetch(_COUPONS, list(asked))} if asked else {}
         foreign = {
             coupon_id
             for coupon_id in asked
@@ -283,12 +235,12 @@ async def _write_coupons(
             len(created),
             *_coupon_columns(created),
             [c.partition for c in created],
-            [_time(c.create_us) for c in created],
+            [to_time(c.create_us) for c in created],
             [c.issued for c in created],
         )
     if updated:
         # The guard on issued_count: what is added is exactly what was inserted, or the books are wrong.
-        _expect(
+        expect(
             f"UPDATE {len(updated)}",
             await db.execute(_UPDATE_COUPON, *_coupon_columns(updated), [granted[c.coupon_id] for c in updated]),
         )
@@ -298,17 +250,12 @@ async def _write_coupons(
 
 
 async def _insert(db: Connection, statement: str, count: int, *arguments: Any) -> None:
-    _expect(f"INSERT 0 {count}", await db.execute(statement, *arguments))
+    expect(f"INSERT 0 {count}", await db.execute(statement, *arguments))
 
 
 async def _copy(db: Connection, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
     """Insert by COPY: half the cost of `unnest` for the ledger and for PostgreSQL, with the same keys and checks."""
-    _expect(f"COPY {len(rows)}", await db.copy_records_to_table(table, records=rows, columns=columns))
-
-
-def _expect(wanted: str, status: str) -> None:
-    if status != wanted:
-        raise BooksWrong(f"{status} where {wanted} was due")
+    expect(f"COPY {len(rows)}", await db.copy_records_to_table(table, records=rows, columns=columns))
 
 
 def _coupon_columns(coupons: Sequence[Coupon]) -> tuple[list[Any], ...]:
@@ -316,53 +263,24 @@ def _coupon_columns(coupons: Sequence[Coupon]) -> tuple[list[Any], ...]:
         [c.coupon_id for c in coupons],
         [c.display_name for c in coupons],
         [c.total for c in coupons],
-        [_time(c.start_us) for c in coupons],
-        [_time(c.end_us) for c in coupons],
+        [to_time(c.start_us) for c in coupons],
+        [to_time(c.end_us) for c in coupons],
         [c.switch.value for c in coupons],
         [c.etag for c in coupons],
-        [_time(c.update_us) for c in coupons],
+        [to_time(c.update_us) for c in coupons],
     )
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-def _time(time_us: int | None) -> datetime | None:
-    return None if time_us is None else _EPOCH + timedelta(microseconds=time_us)
-
-
-def _to_us(time: datetime) -> int:
-    return (time - _EPOCH) // _MICROSECOND
 
 
 class _Times(dict[int, datetime]):
     """Records of one batch of the log share one time: make each once."""
 
     def __missing__(self, time_us: int) -> datetime:
-        made = self[time_us] = _EPOCH + timedelta(microseconds=time_us)
+        made = self[time_us] = EPOCH + timedelta(microseconds=time_us)
         return made
 
 
 def _text(ticket: Ticket | None) -> str | None:
     return None if ticket is None else str(ticket)
-
-
-def _coupon(row: Any) -> Coupon:
-    return Coupon(
-        coupon_id=row["coupon_id"],
-        partition=row["topic_partition"],
-        display_name=row["display_name"],
-        total=row["total"],
-        remaining=row["remaining"],
-        issued=row["issued_count"],
-        start_us=None if row["start_time"] is None else _to_us(row["start_time"]),
-        end_us=None if row["end_time"] is None else _to_us(row["end_time"]),
-        switch=Switch(row["state"]),
-        etag=row["etag"],
-        create_us=_to_us(row["create_time"]),
-        update_us=_to_us(row["update_time"]),
-    )
 
 
 def _grant(row: Any) -> Grant:
@@ -372,7 +290,7 @@ def _grant(row: Any) -> Grant:
 def _issued(row: Any) -> Issued:
     return Issued(
         row["ticket_offset"],
-        _to_us(row["accepted_at"]),
+        to_us(row["accepted_at"]),
         row["coupon_id"],
         row["user_id"],
         row["request_id"],
@@ -382,7 +300,7 @@ def _issued(row: Any) -> Issued:
 
 
 def _rejected(row: Any) -> Rejected | Parked:
-    time_us = _to_us(row["accepted_at"])
+    time_us = to_us(row["accepted_at"])
     redrive_of = Ticket.parse(row["redrive_of"] or "")
     ids = row["coupon_id"], row["user_id"], row["request_id"]
     if row["reason"] == Reason.PARKED:
@@ -401,16 +319,6 @@ _END_FROZEN = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND usename = current_user AND application_name = current_setting('application_name')
     AND state = 'active' AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - interval '3 s'"""
-_INSERT_PROGRESS = """
-INSERT INTO ledger_progress (topic, partition, next_offset, published_offset, dlq_offset) VALUES ($1, $2, 0, 0, 0)
-ON CONFLICT DO NOTHING"""
-_PROGRESS = """
-SELECT next_offset, published_offset, dlq_offset, last_offset, last_timestamp, last_checksum
-FROM ledger_progress WHERE topic = $1 AND partition = $2"""
-_ADVANCE = """
-UPDATE ledger_progress SET next_offset = $4, published_offset = $5, dlq_offset = $6,
-    last_offset = $7, last_timestamp = $8, last_checksum = $9
-WHERE topic = $1 AND partition = $2 AND next_offset = $3"""
 _COUPONS = "SELECT * FROM coupon WHERE coupon_id = ANY($1::text[])"
 _GRANTS = """
 SELECT user_id, coupon_id, request_id, sequence, ticket_partition, ticket_offset

@@ -1,17 +1,22 @@
-"""One worker for each partition that the consumer group gives us; used by ledger and dlq."""
+"""One worker for each partition that the consumer group gives us, and what it does when something is away, lost or
+wrong; used by ledger and dlq."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 
-from services.runtime.kafka import REQUEST_TIMEOUT_MS, KafkaAway
+from services.runtime.kafka import REQUEST_TIMEOUT_MS, KafkaAway, OutOfLog, PartitionReader
 from services.runtime.log import get_logger
+from services.runtime.pace import Pace
+from services.runtime.postgres import BooksWrong, DatabaseAway
+from services.runtime.progress import Halted, Overtaken, Position
 
 log = get_logger(__name__)
 
@@ -23,18 +28,55 @@ HAND_OVER_TIMEOUT_S = 10.0
 TICK_S = 1.0
 
 
-class Worker(Protocol):
+class PartitionWorker(ABC):
     """Works on one partition until told to stop; whatever it can't do safely alone its own store must refuse."""
 
-    async def run(self) -> None:
-        """Work until `stop` was called; must not raise for a fault that may pass."""
+    def __init__(self, topic: str, partition: int, *readers: PartitionReader) -> None:
+        """`readers` are stopped at the end."""
+        self._partition = partition
+        self._readers = readers
+        self._stopping = asyncio.Event()
+        self._pace = Pace(self._stopping)
+        self.settled_offset: int | None = None
+        """The offset to commit to Kafka, for lag tools only."""
+        self.halted: str | None = None
+        """Why it stands still until a person has looked and restarts it."""
+        self.log: Any = log.bind(topic=topic, partition=partition)
+
+    @abstractmethod
+    async def _take_position(self) -> Position:
+        """The table's position, once the log is known to be the log."""
+
+    @abstractmethod
+    async def _work_from(self, position: Position) -> None:
+        """Work until stopped."""
 
     def stop(self) -> None:
         """Finish what is under way, then let `run` return."""
+        self._stopping.set()
 
-    @property
-    def settled_offset(self) -> int | None:
-        """The offset to commit to Kafka, for lag tools only."""
+    async def run(self) -> None:
+        """Work until stopped. Away is not broken: whatever may pass is tried again from the table's position."""
+        try:
+            while not self._stopping.is_set():
+                try:
+                    await self._work_from(await self._take_position())
+                except (KafkaAway, DatabaseAway, Overtaken, OutOfLog) as error:
+                    self.log.warning("partition_interrupted", error=f"{type(error).__name__}: {error}")
+                    await self._pace.failed()
+                except (Halted, BooksWrong) as error:
+                    await self._halt(error)
+                except Exception as error:
+                    # Not foreseen, so not known to be harmless: stand still and call for help rather than guess.
+                    self.log.exception("partition_failed")
+                    await self._halt(error)
+        finally:
+            await asyncio.gather(*(reader.stop() for reader in self._readers))
+
+    async def _halt(self, error: Exception) -> None:
+        self.halted = f"{type(error).__name__}: {error}"
+        self.log.critical("partition_halted", reason=self.halted)
+        await self._stopping.wait()
 
 
 class PartitionWorkers:
@@ -45,11 +87,11 @@ class PartitionWorkers:
     """
 
     def __init__(
-        self, bootstrap: str, client_id: str, group: str, topic: str, make_worker: Callable[[int], Worker]
+        self, bootstrap: str, client_id: str, group: str, topic: str, make_worker: Callable[[int], PartitionWorker]
     ) -> None:
         self._topic = topic
         self._make_worker = make_worker
-        self._workers: dict[int, tuple[Worker, asyncio.Task[None]]] = {}
+        self._workers: dict[int, tuple[PartitionWorker, asyncio.Task[None]]] = {}
         self._committed: dict[int, int] = {}
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
@@ -64,7 +106,7 @@ class PartitionWorkers:
         )
 
     @property
-    def workers(self) -> dict[int, Worker]:
+    def workers(self) -> dict[int, PartitionWorker]:
         """The present workers by partition."""
         return {partition: worker for partition, (worker, _) in self._workers.items()}
 

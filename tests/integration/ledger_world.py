@@ -21,10 +21,11 @@ from checker import Check, verify
 from services.domain.model import LineRecord, Ticket, Verdict
 from services.ledger import consumer
 from services.ledger.consumer import PartitionLedger
-from services.ledger.store import LedgerStore, ParkedRun, Position
+from services.ledger.store import LedgerStore, ParkedRun
 from services.runtime import kafka, wire
 from services.runtime.kafka import Appended, Message, PartitionReader, Record, RecordProducer, Topics
 from services.runtime.postgres import create_engine
+from services.runtime.progress import Position
 from stack import Stack
 from tests.conftest import TEST_PARTITIONS
 
@@ -352,7 +353,7 @@ class FusedStore(LedgerStore):
     """Counts each call and each return as a step."""
 
     def __init__(self, store: LedgerStore, fuse: Fuse) -> None:
-        super().__init__(store._engine, store._topic, store._partition_count)
+        super().__init__(store._engine, store._progress.topic, store._partition_count)
         self._fuse = fuse
 
     async def settle(

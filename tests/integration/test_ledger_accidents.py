@@ -13,9 +13,10 @@ from services.domain.decide import _Line
 from services.domain.model import ParkReason
 from services.ledger import consumer
 from services.ledger import store as ledger_store
-from services.ledger.store import LedgerStore, ParkedRun, Position, PositionLost
+from services.ledger.store import LedgerStore, ParkedRun
 from services.runtime import wire
 from services.runtime.kafka import Appended, DeliveryUnknown, Message, Record, RecordProducer, Topics
+from services.runtime.progress import Position, PositionLost
 from stack import Stack
 from tests.conftest import TEST_PARTITIONS
 from tests.integration.ledger_world import (
@@ -205,7 +206,7 @@ async def test_a_zombie_with_an_old_position_writes_nothing(world: World) -> Non
     records = await world.line()
     batch = consumer.Batch(records, [wire.decode(record, HOME) for record in records])
     with pytest.raises(PositionLost):
-        await world.store.settle(old, batch.after(old), batch.decoded, ParkedRun(0, 0))
+        await world.store.settle(old, old.behind(records[-1]), batch.decoded, ParkedRun(0, 0))
     with pytest.raises(PositionLost):
         await world.store.acknowledge(old, old)
     assert (await world.settled_rows(), await world.progress()) == (before, rows)
