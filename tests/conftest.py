@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,10 @@ from services.runtime.kafka import Topics
 from stack import Stack
 
 TEST_PARTITIONS = 4
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Of a run in a shell's background. Children would inherit it, and some of them must end by Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _PATIENCE_S = 60
 
 
