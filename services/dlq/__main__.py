@@ -44,7 +44,7 @@ async def serve(config: DlqConfig, stopping: asyncio.Event) -> None:
             return PartitionFiler(partition, topics, partition_count, reader, store, policy, _now_us)
 
         group = f"{common.topic_prefix}{GROUP}"
-        workers = PartitionWorkers(common.kafka_bootstrap, "dlq", group, topics.dlq, filer)
+        workers = PartitionWorkers(common.kafka_bootstrap, "dlq", group, topics.dlq, filer, health)
         await server.start(config.listen, [])
         await health.set("", serving=True)
         await _work(workers, scheduler, health, stopping, common.drain_timeout_s)

@@ -36,7 +36,8 @@ async def serve(config: LedgerConfig, stopping: asyncio.Event) -> None:
 
         await health.set("", serving=True)
         group = f"{common.topic_prefix}{GROUP}"
-        await PartitionWorkers(common.kafka_bootstrap, "ledger", group, topics.line, ledger).run(stopping)
+        workers = PartitionWorkers(common.kafka_bootstrap, "ledger", group, topics.line, ledger, health)
+        await workers.run(stopping)
     finally:
         await health.leave()
         await producer.stop()

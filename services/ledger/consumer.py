@@ -27,6 +27,10 @@ GATHER_MS = 5
 """How long to wait for what has gathered at the broker meanwhile."""
 
 
+class TooManyDeadLetters(Halted):
+    """So many records in a row were parked that a bad deploy is more likely than bad records."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Records read from the line beside what they decode to."""
@@ -250,7 +254,11 @@ class PartitionLedger(PartitionWorker):
             found = {outcome.offset: (outcome, parked) for outcome, parked in rows}
             missing = [record.offset for record in records if record.offset not in found]
             if missing:
-                raise Halted(f"settled records without a verdict: {missing[:10]}")
+                raise Halted(
+                    f"published_offset is {position.published_offset}, and behind it are settled records without a "
+                    f"verdict: {missing[:10]}; restore their rows from a backup and restart; if they were removed on "
+                    f"purpose, set published_offset to {missing[-1] + 1} first: all before it stays unpublished then"
+                )
             settled = [(record, *found[record.offset]) for record in records]
             parked = [(r, verdict) for r, _, verdict in settled if verdict is not None and r.offset not in published]
             await self._append(records, [outcome for _, outcome, _ in settled], parked)
@@ -258,10 +266,18 @@ class PartitionLedger(PartitionWorker):
 
     def _check_run(self) -> None:
         if self._run.reached:
-            raise Halted(
+            raise TooManyDeadLetters(
                 f"{self._run.length} records in a row were parked; after the cause is known, "
                 "a restart with FIRSTCOME_DEAD_LETTER_RUN_MAX=0 lets them through"
             )
+
+    async def _before_standing_still(self, error: Exception) -> None:
+        """Publish what is committed, as far as that works: the left part of a batch, or a publication that failed."""
+        if isinstance(error, (BooksWrong, TooManyDeadLetters)):  # never where the log is not the log
+            try:
+                await self._take_position()
+            except Exception as left:
+                self.log.warning("publication_left_to_the_restart", error=f"{type(left).__name__}: {left}")
 
     async def _give_up(self, publishing: asyncio.Task[None]) -> None:
         """Let a publication end by itself or by its own time limit; taking the position again publishes the rest."""

@@ -6,12 +6,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 
+from services.runtime.health import Health
 from services.runtime.kafka import REQUEST_TIMEOUT_MS, KafkaAway, OutOfLog, PartitionReader
 from services.runtime.log import get_logger
 from services.runtime.pace import Pace
@@ -26,6 +27,11 @@ REBALANCE_TIMEOUT_MS = 30_000
 HAND_OVER_TIMEOUT_S = 10.0
 """How long a worker may take to finish its batch when its partition goes elsewhere."""
 TICK_S = 1.0
+
+
+def health_part(service: str) -> str:
+    """The part of a service's health that is NOT_SERVING while one of its partitions is halted."""
+    return f"firstcome.{service}.line"
 
 
 class PartitionWorker(ABC):
@@ -76,7 +82,11 @@ class PartitionWorker(ABC):
     async def _halt(self, error: Exception) -> None:
         self.halted = f"{type(error).__name__}: {error}"
         self.log.critical("partition_halted", reason=self.halted)
+        await self._before_standing_still(error)
         await self._stopping.wait()
+
+    async def _before_standing_still(self, error: Exception) -> None:  # noqa: B027 - most have nothing to do
+        """What may still be done though the partition has halted. Must not raise."""
 
 
 class PartitionWorkers:
@@ -87,9 +97,17 @@ class PartitionWorkers:
     """
 
     def __init__(
-        self, bootstrap: str, client_id: str, group: str, topic: str, make_worker: Callable[[int], PartitionWorker]
+        self,
+        bootstrap: str,
+        client_id: str,
+        group: str,
+        topic: str,
+        make_worker: Callable[[int], PartitionWorker],
+        health: Health,
     ) -> None:
         self._topic = topic
+        self._health = health
+        self._health_part = health_part(client_id)
         self._make_worker = make_worker
         self._workers: dict[int, tuple[PartitionWorker, asyncio.Task[None]]] = {}
         self._committed: dict[int, int] = {}
@@ -128,12 +146,12 @@ class PartitionWorkers:
                 # All partitions are paused, so this reads nothing; it tells aiokafka that its user is alive.
                 with contextlib.suppress(KafkaError):
                     await self._consumer.getmany(timeout_ms=0)
-                await self._commit()
+                await self._commit(self.workers)
+                await self._tell_halts()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stopping.wait(), timeout=TICK_S)
         finally:
             await self._end(list(self._workers))
-            await self._commit()
             with contextlib.suppress(KafkaError, TimeoutError, OSError):
                 await asyncio.wait_for(self._consumer.stop(), timeout=HAND_OVER_TIMEOUT_S)
 
@@ -147,10 +165,10 @@ class PartitionWorkers:
         log.info("partitions_assigned", topic=self._topic, partitions=partitions)
 
     async def _end(self, partitions: list[int]) -> None:
-        ending = [self._workers.pop(partition) for partition in partitions if partition in self._workers]
-        for worker, _ in ending:
+        ending = {p: self._workers.pop(p) for p in partitions if p in self._workers}
+        for worker, _ in ending.values():
             worker.stop()
-        tasks = [task for _, task in ending]
+        tasks = [task for _, task in ending.values()]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=HAND_OVER_TIMEOUT_S)
             for task in late:
@@ -158,13 +176,19 @@ class PartitionWorkers:
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=HAND_OVER_TIMEOUT_S)
+        await self._commit({partition: worker for partition, (worker, _) in ending.items()})
         if partitions:
             log.info("partitions_revoked", topic=self._topic, partitions=partitions)
 
-    async def _commit(self) -> None:
+    async def _tell_halts(self) -> None:
+        """Apart from the service's own health: a restart by itself would not help a partition that needs a person."""
+        halted = any(worker.halted is not None for worker in self.workers.values())
+        await self._health.set(self._health_part, serving=not halted)
+
+    async def _commit(self, workers: Mapping[int, PartitionWorker]) -> None:
         offsets = {
             partition: worker.settled_offset
-            for partition, worker in self.workers.items()
+            for partition, worker in workers.items()
             if worker.settled_offset is not None and worker.settled_offset != self._committed.get(partition)
         }
         if not offsets:

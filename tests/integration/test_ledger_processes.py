@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import asyncpg
+import grpc
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from migrations.database import upgrade
 from migrations.topics import ensure_topics
@@ -86,6 +89,17 @@ async def settled_more_than(world: World, count: int) -> int:
         await connection.close()
 
 
+async def committed_offsets(world: World) -> Mapping[int, int]:
+    """What the consumer group has told to tools that show its lag."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=world.stack.kafka_bootstrap)
+    await admin.start()
+    try:
+        found = await admin.list_consumer_group_offsets(f"{world.topics.prefix}ledger")
+    finally:
+        await admin.close()
+    return {tp.partition: told.offset for tp, told in found.items()}
+
+
 async def ended(process: ServiceProcess) -> int | None:
     async def over() -> bool:
         return not process.running
@@ -129,11 +143,41 @@ async def test_a_stopped_ledger_finishes_its_batch_and_owes_nothing(world: World
         for partition in EVERY:
             row = await world.progress(partition)
             assert row["next_offset"] == row["published_offset"] == len(await world.outcomes(partition))
+            assert row["next_offset"] == (await committed_offsets(world))[partition]
         await start(process)
         await world.rest(*EVERY)
     # Nothing was published twice: the stopped one had noted all of it.
     assert [len(await world.outcomes(partition)) for partition in EVERY] == [BACKLOG // TEST_PARTITIONS] * 4
     await check_counts(world, BACKLOG)
+
+
+async def test_a_halted_partition_shows_in_a_health_of_its_own(world: World, tmp_path: Path) -> None:
+    await world.put(create(1, COUPONS[0]), partition=0)
+    with processes(world, tmp_path) as (process,):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{process.health_port}") as channel:
+
+            async def health(part: str) -> str:
+                request = health_pb2.HealthCheckRequest(service=part)
+                try:
+                    answer = await health_pb2_grpc.HealthStub(channel).Check(request, wait_for_ready=True, timeout=5)
+                except grpc.aio.AioRpcError as error:
+                    return error.code().name
+                return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+            async def line_is(status: str) -> bool:
+                return await health("firstcome.ledger.line") == status
+
+            await start(process)
+            await world.rest(0)
+            await eventually(lambda: line_is("SERVING"))
+            await world.execute("UPDATE ledger_progress SET last_checksum = last_checksum + 1 WHERE partition = 0")
+            process.kill()
+            await start(process)
+            await eventually(lambda: line_is("NOT_SERVING"))
+            # Liveness looks at this one, and a restart would not help.
+            assert await health("") == "SERVING"
+            process.kill(signal.SIGTERM)
+            assert await ended(process) == 0
 
 
 async def test_ledgers_share_the_partitions_and_take_over_from_one_that_is_frozen_or_killed(
