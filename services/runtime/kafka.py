@@ -295,6 +295,11 @@ class PartitionReader:
             self._consumer.resume(self._tp)
             self._consumer.seek(self._tp, offset)
 
+    async def position(self) -> int:
+        """The offset from which `poll` goes on. Raises KafkaAway."""
+        with _away("position"):
+            return int(await self._consumer.position(self._tp))
+
     async def poll(self, *, max_records: int, timeout_ms: int) -> list[Record]:
         """The next records, or none within the time. Raises OutOfLog, KafkaAway."""
         with _away("poll"):
