@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import secrets
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -25,7 +27,7 @@ from demo.plan import Campaign, Plan, make_plan
 from demo.rush import Answers
 from demo.show import ServiceEnded, System, show
 from demo.verdict import Verdict, unverified
-from stack import Services, Stack, StackError
+from stack import Services, Stack, StackError, leftovers
 from stack.process import tail
 
 PARTITIONS = 4
@@ -64,7 +66,7 @@ def main() -> int:
 def _run(plan: Plan, log_dir: Path | None, answers_to: list[Answers]) -> Verdict:
     started_s = time.monotonic()
     _say("starting Kafka, PostgreSQL and the services (the first start downloads Kafka)")
-    with tempfile.TemporaryDirectory(prefix="firstcome-demo-") as folder, Stack.start() as stack:
+    with Stack.start() as stack, _folder() as folder:
         # Servers that are not ours may have seen an earlier demo.
         ours = not ({"FIRSTCOME_KAFKA_BOOTSTRAP", "FIRSTCOME_POSTGRES_DSN"} & os.environ.keys())
         run = "" if ours else f"demo-{secrets.token_hex(4)}"
@@ -88,6 +90,17 @@ def _run(plan: Plan, log_dir: Path | None, answers_to: list[Answers]) -> Verdict
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 history = Path(folder) / "history.jsonl"
                 return runner.run(show(system, plan, history, answers_to, _stdout()))
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    """For logs and history; swept by the next start where a kill left it."""
+    folder = Path(tempfile.mkdtemp(prefix="firstcome-demo-"))
+    leftovers.remember_folder(folder)
+    try:
+        yield str(folder)
+    finally:
+        leftovers.delete_folder(folder)
 
 
 def _say(text: str) -> None:

@@ -25,12 +25,9 @@ class Ports:
 
     issuer: int = 50051
     issuer_health: int = 50061
-    issuer_metrics: int = 9464
     ledger_health: int = 50052
-    ledger_metrics: int = 9465
     dlq: int = 50053
     dlq_health: int = 50063
-    dlq_metrics: int = 9466
 
     @classmethod
     def free(cls) -> "Ports":

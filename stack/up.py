@@ -55,7 +55,7 @@ def up(*, kafka_port: int = KAFKA_PORT, postgres_port: int = POSTGRES_PORT, keep
     with download.exclusive(folder / "guard"):
         owner = _read_owner()
         if owner is not None:
-            print("Already running; `python -m stack down` stops it.")
+            print("Already running; `make down` stops it.")
         else:
             # Looked at here as well, where the option can be named.
             if not os.environ.get("FIRSTCOME_KAFKA_BOOTSTRAP"):
@@ -114,9 +114,6 @@ def describe(owner: Owner) -> str:
         f"ISSUER health {HOST}:{ports.issuer_health}",
         f"LEDGER health {HOST}:{ports.ledger_health}",
         f"DLQ health {HOST}:{ports.dlq_health}",
-        f"ISSUER metrics http://{HOST}:{ports.issuer_metrics}/metrics",
-        f"LEDGER metrics http://{HOST}:{ports.ledger_metrics}/metrics",
-        f"DLQ metrics http://{HOST}:{ports.dlq_metrics}/metrics",
         f"LOGS {_folder() / 'log'}",
         "The services run with FIRSTCOME_AUTH=off: whoever reaches these ports may do everything.",
         "Try:",

@@ -28,6 +28,8 @@ class Checkout:
         for name in ("issuer", "ledger", "dlq"):
             self.service(name, HEALTHY)
         (folder / "migrations").mkdir()
+        for package in ("services", "migrations"):  # else the packages of the checkout on PYTHONPATH go before them
+            (folder / package / "__init__.py").touch()
         (folder / "migrations" / "__main__.py").write_text("")
         cache = folder / ".cache"
         cache.mkdir()
