@@ -3,7 +3,7 @@
 import random
 import socket
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 from stack.errors import StackError
@@ -31,8 +31,8 @@ class Ports:
 
     @classmethod
     def free(cls) -> "Ports":
-        """Eight free ports."""
-        return cls(*(free_port() for _ in range(8)))
+        """Free ports."""
+        return cls(*(free_port() for _ in fields(cls)))
 
 
 def is_free(port: int) -> bool:
@@ -63,6 +63,6 @@ def require_free(port: int, purpose: str) -> None:
     if not is_free(port):
         raise StackError(
             f"Port {port} on {HOST}, wanted for {purpose}, is taken. Stop what listens there "
-            f"(`ss -ltnp 'sport = :{port}'` names it; `python -m stack down` stops an earlier `up`), "
+            f"(`ss -ltnp 'sport = :{port}'` names it; `make down` stops an earlier `make up`), "
             "or choose another port."
         )
