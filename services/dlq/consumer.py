@@ -36,7 +36,6 @@ class PartitionFiler(PartitionWorker):
         self._store = store
         self._policy = policy
         self._clock_us = clock_us
-        self.skipped_count = 0
 
     async def _work_from(self, position: Position) -> None:
         while not self._stopping.is_set():
@@ -60,7 +59,6 @@ class PartitionFiler(PartitionWorker):
                 )
         skipped = len(records) - len(filings)
         if skipped:
-            self.skipped_count += skipped
             self.log.warning("dead_letters_skipped", count=skipped, until_offset=records[-1].offset)
         return after
 

@@ -24,8 +24,6 @@ from services.runtime.log import get_logger
 
 log = get_logger(__name__)
 
-Header = tuple[str, bytes]
-
 CE_TYPE = "ce_type"
 TRACEPARENT = "traceparent"
 REDRIVE_OF = "redrive-of"

@@ -162,12 +162,11 @@ def _decode(record: Record) -> LineRecord:
     redriven = False
     size = len(record.key or b"") + len(record.value or b"")
     for name, header in record.headers:  # once, for there are as many as seven a record
-        if name in _REDRIVE_HEADERS:
-            redriven = True  # not counted: what was not too large at first is not too large when it is redriven
-            continue
         size += (len(name) if name.isascii() else len(name.encode())) + len(header or b"")
         if name == kafka.CE_TYPE and ce_type is None:
             ce_type = header
+        elif name in _REDRIVE_HEADERS:
+            redriven = True
     if size > RECORD_BYTES_MAX:
         return _unprocessable(record, ParkReason.TOO_LARGE, f"{size} bytes where {RECORD_BYTES_MAX} are allowed")
     if not record.value:
