@@ -3,6 +3,8 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# How many test files run at once: much of a test is waiting.
+WORKERS ?= 2
 export PYTHONPATH := $(CURDIR):$(CURDIR)/protos
 
 PROTOS := $(sort $(wildcard protos/coupon/v1/*.proto))
@@ -46,8 +48,8 @@ cli: $(VENV)/.ready ## make .venv/bin/firstcome, the operators' command line
 	@chmod +x $(BIN)/firstcome
 
 .PHONY: test
-test: $(VENV)/.ready ## all tests, or those in ARGS="tests/unit -k name"
-	@$(BIN)/pytest $(ARGS)
+test: $(VENV)/.ready ## all tests, or those in ARGS="tests/unit -k name"; two at a time, each with a stack of its own
+	@$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.ready lint-contract ## style, types, who may import whom, the contract, generated code up to date

@@ -266,7 +266,9 @@ BAD_REQUESTS: list[tuple[str, Any, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("method", "asked", "fields"), BAD_REQUESTS, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(
+    ("method", "asked", "fields"), BAD_REQUESTS, ids=[f"{bad[0]}-{n}" for n, bad in enumerate(BAD_REQUESTS)]
+)
 async def test_every_bad_field_is_named_at_once(
     client: Issuer, system: System, method: str, asked: Any, fields: set[str]
 ) -> None:

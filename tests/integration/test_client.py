@@ -343,12 +343,13 @@ def test_exit_status_and_message_say_what_was_wrong(
 async def test_watch_follows_a_sale_until_it_is_sold_out(client: Client, services: Services, coupon_id: str) -> None:
     await client.coupons.create(coupon_id, 200)
     watching = _watch(services, coupon_id, "--until-sold-out", "--interval", "0.1", "--json")
-    await asyncio.sleep(1.5)
+    assert watching.stdout is not None
+    first = await asyncio.to_thread(watching.stdout.readline)
     results = [one async for one in client.issue_many(IssueRequest(coupon_id, f"u{n}") for n in range(250))]
     assert len(results) == 250
     output, _ = await asyncio.to_thread(watching.communicate, timeout=30)
     assert watching.returncode == 0
-    frames = [json.loads(line) for line in output.splitlines()]
+    frames = [json.loads(line) for line in [first, *output.splitlines()]]
     assert (frames[0]["issued_count"], frames[-1]["issued_count"]) == (0, 200)
     assert frames[-1]["state"] == "SOLD_OUT"
     assert frames[-1]["issued_per_s"] > 0
