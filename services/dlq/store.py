@@ -22,6 +22,7 @@ from services.domain.model import (
     UserId,
     printable,
 )
+from services.runtime import failpoints
 from services.runtime.postgres import Connection, connection
 from services.runtime.progress import Overtaken, Position, ProgressRows
 from services.runtime.rows import expect, to_time, to_us, to_us_or_none
@@ -97,8 +98,12 @@ class DeadLetterStore:
         """
         async with connection(self._engine) as db, db.transaction():
             await self._progress.move(db, before, after)  # first: of two on one partition only one gets through
+            failpoints.reach("dlq.fenced")
             fresh = await _note_failures(db, filings)
-            return await _count_failures(db, fresh, decide)
+            counted = await _count_failures(db, fresh, decide)
+            failpoints.reach("dlq.filed")
+        failpoints.reach("dlq.committed")
+        return counted
 
     async def redrive_due(self, now_us: int, limit: int, publish: Publish, postpone: Postpone) -> int:
         """Publish the redrives that are due, at most `limit`, then mark them; returns how many there were.
@@ -113,10 +118,12 @@ class DeadLetterStore:
             if not due:
                 return 0
             published = await publish(due)
+            failpoints.reach("dlq.redrives_published")
             redriven = [redrive(d.letter, published[d.letter.original]) for d in due if d.letter.original in published]
             late = [postpone(d.letter) for d in due if d.letter.original not in published]
             await _update(db, [*redriven, *late])
             await _act(db, [_Act(d.original, d.state, d.redrive, f"attempt {d.attempt_count + 1}") for d in redriven])
+            failpoints.reach("dlq.redrives_marked")
         return len(due)
 
     async def resolve(self, limit: int) -> list[Ticket]:

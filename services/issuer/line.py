@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from services.domain.model import LineRecord, Ticket
-from services.runtime import wire
+from services.runtime import failpoints, wire
 from services.runtime.coalesce import Coalescer
 from services.runtime.kafka import Appended, Message, PartitionReader, RecordProducer
 
@@ -71,7 +71,9 @@ class Line:
 
     def _coalescer(self, partition: int) -> Coalescer[Message, Appended]:
         async def append(messages: Sequence[Message]) -> Sequence[Appended]:
+            failpoints.reach("issuer.sending")
             appended = await self._producer.append(self.topic, partition, messages)
+            failpoints.reach("issuer.acknowledged")
             self._ends[partition] = max(appended[-1].offset + 1, self._ends.get(partition, 0))
             return appended
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from services.domain.decide import park
 from services.domain.model import LineRecord, Parked, ParkReason, Unprocessable, Verdict, printable
 from services.ledger.store import DeadLetterRun, LedgerStore, ParkedRun
-from services.runtime import telemetry, wire
+from services.runtime import failpoints, telemetry, wire
 from services.runtime.kafka import TRACEPARENT, KafkaAway, PartitionReader, Record, RecordProducer, Topics
 from services.runtime.partitions import PartitionWorker
 from services.runtime.postgres import BooksWrong, DatabaseRefused
@@ -90,6 +90,7 @@ class PartitionLedger(PartitionWorker):
                 self._check_run()  # here, so that it also holds when a publication has failed meanwhile
                 batch = await reading
                 if len(batch) > 0:
+                    failpoints.reach("ledger.read")
                     # The next batch is read and decoded while PostgreSQL works on this one: only reading runs ahead.
                     reading = asyncio.create_task(self._next_batch(position.behind(batch.records[-1])))
                     settled = await self._settle(position, batch)  # the one transaction: before anything is told
@@ -193,6 +194,7 @@ class PartitionLedger(PartitionWorker):
             ]
             appended = await self._producer.append(self._topics.dlq, self._partition, dead)
             dlq_offset = appended[-1].offset + 1
+            failpoints.reach("ledger.dead_letters_published")
         outcomes = []
         for count, (record, outcome) in enumerate(zip(records, told, strict=True), start=1):
             traceparent = record.header(TRACEPARENT)
@@ -200,6 +202,7 @@ class PartitionLedger(PartitionWorker):
             if count % STEP_RECORDS == 0:
                 await asyncio.sleep(0)
         await self._producer.append(self._topics.outcomes, self._partition, outcomes)
+        failpoints.reach("ledger.outcomes_published")
         # Now, not before: a crash must find again the dead letters of what it publishes again, and of what is to come.
         if not self._known:
             self._dlq_offset = dlq_offset
@@ -209,6 +212,7 @@ class PartitionLedger(PartitionWorker):
         after = self._acknowledged(position)
         if after != position:
             await self._store.acknowledge(position, after)
+            failpoints.reach("ledger.acknowledged")
         return after
 
     def _acknowledged(self, position: Position) -> Position:
@@ -220,6 +224,7 @@ class PartitionLedger(PartitionWorker):
         await check_log(self._line, position, position.published_offset)
         published = await self._read_dead_letters(position)
         await self._publish_again(position, published)
+        failpoints.reach("ledger.published_again")
         self._published_offset = position.next_offset
         await self._line.seek(position.next_offset)
         self.settled_offset = position.next_offset

@@ -31,7 +31,7 @@ from services.domain.model import (
     UserId,
     Verdict,
 )
-from services.runtime import wire
+from services.runtime import failpoints, wire
 from services.runtime.kafka import home_partition
 from services.runtime.postgres import BooksWrong, Connection, connection
 from services.runtime.progress import Position, ProgressRows
@@ -95,11 +95,16 @@ class LedgerStore:
         async with connection(self._engine) as db, db.transaction():
             # First the compare-and-set: its row lock is the only mutex, so all that is read behind it stays true.
             await self._progress.move(db, before, after)
+            failpoints.reach("ledger.fenced")
             state = await self._read_state(db, before.partition, records)
             decision = decide(state, records)
             run = run.after(decision.verdicts)
+            failpoints.reach("ledger.decided")
             await _write_verdicts(db, before.partition, decision.verdicts)
+            failpoints.reach("ledger.verdicts_written")
             await _write_coupons(db, state, decision.coupons, decision.verdicts)
+            failpoints.reach("ledger.coupons_written")
+        failpoints.reach("ledger.committed")
         return decision.verdicts, run
 
     async def acknowledge(self, before: Position, after: Position) -> None:

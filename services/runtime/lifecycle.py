@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from services.runtime import failpoints, telemetry
 from services.runtime import log as logs
-from services.runtime import telemetry
 from services.runtime.config import Common, ConfigError
 from services.runtime.kafka import KafkaAway, MissingTopics, Topics, WrongTopics, check_topics
 from services.runtime.pace import Pace
@@ -49,7 +49,8 @@ def main(
     faulthandler.enable()
     try:
         config = read_config(os.environ)
-    except ConfigError as error:
+        failpoints.arm(os.environ.get("FIRSTCOME_FAILPOINT"))
+    except (ConfigError, failpoints.BadFailpoint) as error:
         sys.exit(f"{service}: {error}")
     logs.configure(service, common(config).log_level)
     telemetry.configure(service)
