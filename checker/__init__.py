@@ -3,6 +3,7 @@ code of the services. `python -m checker --help`."""
 
 from checker.findings import Check, Counts, Finding, Promise, PromiseResult, Report
 from checker.history import CallId, HistoryError, HistoryWriter
+from checker.pace import Limits
 from checker.topics import TopicError
 from checker.verify import verify
 
@@ -13,6 +14,7 @@ __all__ = [
     "Finding",
     "HistoryError",
     "HistoryWriter",
+    "Limits",
     "Promise",
     "PromiseResult",
     "Report",

@@ -46,14 +46,26 @@ def main() -> int:
 
 
 def as_text(report: Report) -> str:
-    """A line for each promise, and below a broken one its first findings."""
+    """A line for each promise, below a broken one its first findings; and last the numbers in one line."""
     lines: list[str] = []
     for result in report.results:
         lines.append(f"{'held  ' if result.held else 'BROKEN'}  {result.promise.value}: {result.counted}")
         if not result.held:
             lines.append(f"        {result.broken_count:,} findings, the first:")
             lines += [f"          {finding}" for finding in result.examples]
-    return "\n".join(lines)
+    return "\n".join([*lines, summary(report)])
+
+
+def summary(report: Report) -> str:
+    """The numbers that matter most, and which checks found something."""
+    counts = report.counts
+    word = "OK" if report.held else "FAILED"
+    line = (
+        f"CHECK {word} records={counts.records} issued={counts.issued} calls={counts.calls} "
+        f"oversold={counts.oversold} duplicates={counts.duplicates} lost={counts.lost} inversions={counts.inversions} "
+        f"parked={counts.parked} believed={sum(counts.believed.values())} standstill_s={counts.standstill_s:.1f}"
+    )
+    return line if report.held else f"{line} found={','.join(sorted(report.checks))}"
 
 
 def as_json(report: Report) -> str:

@@ -23,6 +23,7 @@ class Promise(Enum):
     ORDER = "first come, first served by offset"
     PARKED = "garbage parked and nothing else"
     OUTCOMES = "outcomes equal the tables"
+    TOLD = "callers were told what holds"
 
 
 class Check(StrEnum):
@@ -31,6 +32,8 @@ class Check(StrEnum):
     NOT_DRAINED = "NOT_DRAINED"
     NOT_QUIET = "NOT_QUIET"
     LOG_BEGINS_LATE = "LOG_BEGINS_LATE"
+    DRAINED_LATE = "DRAINED_LATE"
+    STANDSTILL = "STANDSTILL"
     OVERSOLD = "OVERSOLD"
     STOCK_SUM = "STOCK_SUM"
     ISSUED_COUNT = "ISSUED_COUNT"
@@ -41,8 +44,6 @@ class Check(StrEnum):
     MANY_ROWS = "MANY_ROWS"
     ROW_WITHOUT_RECORD = "ROW_WITHOUT_RECORD"
     TICKET_NOT_IN_LINE = "TICKET_NOT_IN_LINE"
-    TICKET_OF_ANOTHER = "TICKET_OF_ANOTHER"
-    TOLD_OTHERWISE = "TOLD_OTHERWISE"
     WRONG_VERDICT = "WRONG_VERDICT"
     GRANT_BEHIND_SOLD_OUT = "GRANT_BEHIND_SOLD_OUT"
     COUPON_DIFFERS = "COUPON_DIFFERS"
@@ -55,10 +56,15 @@ class Check(StrEnum):
     DEAD_LETTER_DIFFERS = "DEAD_LETTER_DIFFERS"
     DEAD_LETTER_WITHOUT_ROW = "DEAD_LETTER_WITHOUT_ROW"
     DEAD_LETTER_NOT_STORED = "DEAD_LETTER_NOT_STORED"
+    TOO_MANY_BELIEVED = "TOO_MANY_BELIEVED"
     OUTCOME_MISSING = "OUTCOME_MISSING"
     OUTCOME_DIFFERS = "OUTCOME_DIFFERS"
     OUTCOME_CONTRADICTORY = "OUTCOME_CONTRADICTORY"
     OUTCOME_WITHOUT_ROW = "OUTCOME_WITHOUT_ROW"
+    TICKET_OF_ANOTHER = "TICKET_OF_ANOTHER"
+    TOLD_OTHERWISE = "TOLD_OTHERWISE"
+    REFUSAL_NOT_TRUE = "REFUSAL_NOT_TRUE"
+    REFUSED_BUT_IN_LINE = "REFUSED_BUT_IN_LINE"
 
     @property
     def promise(self) -> Promise:
@@ -66,17 +72,16 @@ class Check(StrEnum):
 
 
 _CHECKS_OF: Mapping[Promise, tuple[Check, ...]] = {
-    Promise.DRAINED: (Check.NOT_DRAINED, Check.NOT_QUIET, Check.LOG_BEGINS_LATE),
+    Promise.DRAINED: (
+        Check.NOT_DRAINED,
+        Check.NOT_QUIET,
+        Check.LOG_BEGINS_LATE,
+        Check.DRAINED_LATE,
+        Check.STANDSTILL,
+    ),
     Promise.STOCK: (Check.OVERSOLD, Check.STOCK_SUM, Check.ISSUED_COUNT, Check.SEQUENCE),
     Promise.ONCE: (Check.TWICE_IN_TABLES, Check.TWICE_IN_OUTCOMES),
-    Promise.SETTLED: (
-        Check.NO_ROW,
-        Check.MANY_ROWS,
-        Check.ROW_WITHOUT_RECORD,
-        Check.TICKET_NOT_IN_LINE,
-        Check.TICKET_OF_ANOTHER,
-        Check.TOLD_OTHERWISE,
-    ),
+    Promise.SETTLED: (Check.NO_ROW, Check.MANY_ROWS, Check.ROW_WITHOUT_RECORD, Check.TICKET_NOT_IN_LINE),
     Promise.ORDER: (Check.WRONG_VERDICT, Check.GRANT_BEHIND_SOLD_OUT, Check.COUPON_DIFFERS, Check.INVERSION),
     Promise.PARKED: (
         Check.WRONGLY_PARKED,
@@ -87,12 +92,19 @@ _CHECKS_OF: Mapping[Promise, tuple[Check, ...]] = {
         Check.DEAD_LETTER_DIFFERS,
         Check.DEAD_LETTER_WITHOUT_ROW,
         Check.DEAD_LETTER_NOT_STORED,
+        Check.TOO_MANY_BELIEVED,
     ),
     Promise.OUTCOMES: (
         Check.OUTCOME_MISSING,
         Check.OUTCOME_DIFFERS,
         Check.OUTCOME_CONTRADICTORY,
         Check.OUTCOME_WITHOUT_ROW,
+    ),
+    Promise.TOLD: (
+        Check.TICKET_OF_ANOTHER,
+        Check.TOLD_OTHERWISE,
+        Check.REFUSAL_NOT_TRUE,
+        Check.REFUSED_BUT_IN_LINE,
     ),
 }
 _PROMISE_OF = {check: promise for promise, checks in _CHECKS_OF.items() for check in checks}
@@ -117,8 +129,11 @@ class Counts:
     """What was counted. Times are microseconds since the epoch; None where there was nothing.
 
     `lost`: records without a verdict and acknowledged tickets that are not in the line. `duplicates`: grants beyond a
-    user's first of a coupon, in the tables or in the outcomes. `oversold`: grants beyond a coupon's total. `settled`,
-    `first_settled_us` and `last_settled_us` are of issue requests and garbage, not of changes.
+    user's first of a coupon, in the tables or in the outcomes. `oversold`: grants beyond a coupon's total.
+    `inversions`: grants that somebody who was refused as SOLD_OUT came before. `settled`, `first_settled_us` and
+    `last_settled_us` are of issue requests and garbage, not of changes. `believed`: records that were parked for a
+    reason that the DLQ alone can tell. `standstill_s`: how long the head of a partition's line waited at most, with its
+    ticket. `drained_after_s`: how long after healing all that was in the line by then was settled and published.
     """
 
     records: int = 0
@@ -132,13 +147,20 @@ class Counts:
     outcomes_repeated: int = 0
     calls: int = 0
     acknowledged: int = 0
+    unanswered: int = 0
+    refusals_without_ticket: int = 0
     overtaking_compared: int = 0
     oversold: int = 0
     duplicates: int = 0
     lost: int = 0
+    inversions: int = 0
+    believed: Mapping[str, int] = field(default_factory=dict)
     settled: int = 0
     first_settled_us: int | None = None
     last_settled_us: int | None = None
+    standstill_s: float = 0.0
+    standstill_ticket: str | None = None
+    drained_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +191,16 @@ class Report:
     @property
     def broken(self) -> tuple[PromiseResult, ...]:
         return tuple(result for result in self.results if not result.held)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The kept findings of all promises."""
+        return tuple(finding for result in self.results for finding in result.examples)
+
+    @property
+    def checks(self) -> frozenset[Check]:
+        """The checks that found something."""
+        return frozenset(finding.check for finding in self.findings)
 
 
 class Findings:
@@ -207,15 +239,27 @@ def _counted(counts: Counts) -> Mapping[Promise, str]:
     refused = sum(counts.rejected.values())
     order = f"{counts.records:,} verdicts beside the model's"
     settled = f"{counts.records:,} records, {counts.records - counts.lost:,} with a verdict"
+    told = "no history of callers"
     if counts.calls:
         order += f"; {counts.overtaking_compared:,} calls compared in time"
-        settled += f"; {counts.acknowledged:,} tickets told by {counts.calls:,} calls"
+        settled += f"; {counts.acknowledged:,} tickets told"
+        told = (
+            f"{counts.calls:,} calls, {counts.unanswered:,} of them without an answer; {counts.acknowledged:,} tickets "
+            f"and {counts.refusals_without_ticket:,} refusals without one"
+        )
+    drained = f"{counts.records:,} records; at most {counts.standstill_s:.1f} s without progress"
+    if counts.drained_after_s is not None:
+        drained += f"; drained {counts.drained_after_s:.1f} s after healing"
+    parked = f"{counts.parked:,} parked, {counts.dead_letters:,} dead letters"
+    if counts.believed:
+        parked += "; believed: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.believed.items())
     return {
-        Promise.DRAINED: f"{counts.records:,} records",
+        Promise.DRAINED: drained,
         Promise.STOCK: f"{counts.issued:,} grants of {counts.coupons:,} coupons",
         Promise.ONCE: f"{counts.issued:,} grants, {counts.outcomes - counts.outcomes_repeated:,} outcomes",
         Promise.SETTLED: settled,
         Promise.ORDER: f"{order} ({counts.issued:,} granted, {refused:,} refused, {counts.changes:,} changes)",
-        Promise.PARKED: f"{counts.parked:,} parked, {counts.dead_letters:,} dead letters",
+        Promise.PARKED: parked,
         Promise.OUTCOMES: f"{counts.outcomes:,} outcomes, {counts.outcomes_repeated:,} of them repetitions",
+        Promise.TOLD: told,
     }

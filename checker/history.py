@@ -5,13 +5,15 @@ Each call has an `invoke` line and, once it has ended, an `ok`, `fail` or `unkno
     {"id": 7, "event": "ok", "time_ns": …, "coupon": "c", "user": "u", "request_id": "…", "ticket": "2-19",
      "state": "ISSUED", "reason": null, "sequence": 4}
 
-`ok` is an answer, `fail` a refusal, `unknown` anything that leaves open what became of the request. The times of one
-history must come from one clock that never goes back.
+`ok` is an answer, `fail` a refusal for a verdict's reason, `unknown` anything that leaves open what became of the
+request. Each RPC is a call of its own, also where it repeats a `request_id`. The times of one history must come from
+one clock that never goes back.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -105,13 +107,29 @@ class HistoryWriter:
         self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What one call was told about a ticket. `ended_ns` by the history's clock."""
+@dataclass(slots=True)
+class Asked:
+    """A request, which several calls may have made. `in_line`: how many records of it the line turned out to have."""
 
     coupon_id: str
     user_id: str
     request_id: str
+    first_sent_ns: int
+    calls: int = 0
+    refused_without_ticket: int = 0
+    in_line: int = 0
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.coupon_id, self.user_id, self.request_id
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one call was told. Times by the history's clock, in nanoseconds since the epoch."""
+
+    asked: Asked
+    sent_ns: int
     ended_ns: int
     state: str
     reason: str | None
@@ -127,7 +145,7 @@ class History:
     told: dict[Ticket, list[Told]] = field(default_factory=dict)
     # Answers and refusals without a ticket: the issuer's own judgement, outside the line.
     told_without_ticket: list[Told] = field(default_factory=list)
-    first_sent_ns: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    asked: dict[tuple[str, str, str], Asked] = field(default_factory=dict)
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> History:
@@ -137,41 +155,56 @@ class History:
         """
         history = cls()
         for path in paths:
-            sent: set[Any] = set()
-            for line in _lines(path):
-                history._take(line, sent)
+            sent: dict[Any, int] = {}
+            for number, line in _lines(path):
+                try:
+                    history._take(line, sent)
+                except (KeyError, TypeError) as error:
+                    raise HistoryError(f"{path}, line {number}, is no call's: {error!r}") from error
             # Whoever never ended may still have been heard.
             history.unknown += len(sent)
         return history
 
-    def _take(self, line: dict[str, Any], sent: set[Any]) -> None:
-        key = (line["coupon"], line["user"], line["request_id"])
-        event = line["event"]
+    def _take(self, line: dict[str, Any], sent: dict[Any, int]) -> None:
+        event, time_ns = line["event"], int(line["time_ns"])
         if event == "invoke":
             self.calls += 1
-            sent.add(line["id"])
-            self.first_sent_ns[key] = min(line["time_ns"], self.first_sent_ns.get(key, line["time_ns"]))
+            sent[line["id"]] = time_ns
+            asked = self._asked(line, time_ns)
+            asked.calls += 1
+            asked.first_sent_ns = min(time_ns, asked.first_sent_ns)
             return
-        sent.discard(line["id"])
+        sent_ns = sent.pop(line["id"])
         if event == "unknown":
             self.unknown += 1
             return
-        told = Told(*key, line["time_ns"], line["state"], line["reason"], line["sequence"])
+        asked = self._asked(line, sent_ns)
+        state, reason = sys.intern(line["state"]), line["reason"]
+        told = Told(asked, sent_ns, time_ns, state, reason and sys.intern(reason), line["sequence"])
         if line["ticket"] is None:
             self.told_without_ticket.append(told)
+            asked.refused_without_ticket += state == "REJECTED"
             return
         ticket = parse_ticket(line["ticket"])
         if ticket is None:
             raise HistoryError(f"{line['ticket']!r} is no ticket")
         self.told.setdefault(ticket, []).append(told)
 
+    def _asked(self, line: dict[str, Any], time_ns: int) -> Asked:
+        """One object a request: a million calls of a history fit into memory."""
+        key = (sys.intern(line["coupon"]), line["user"], line["request_id"])
+        asked = self.asked.get(key)
+        if asked is None:
+            asked = self.asked[key] = Asked(*key, time_ns)
+        return asked
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding="utf-8") as file:
         for number, text in enumerate(file, start=1):
             if not text.endswith("\n"):
                 return
             try:
-                yield json.loads(text)
+                yield number, json.loads(text)
             except ValueError as error:
                 raise HistoryError(f"{path}, line {number}, is no JSON: {error}") from error

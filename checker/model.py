@@ -47,6 +47,10 @@ class CouponView:
     create_us: int
     update_us: int
 
+    def shut(self, time_us: int) -> str | None:
+        """Why a newcomer is refused at that time, or None."""
+        return _shut(self.switch, self.start_us, self.end_us, self.remaining, time_us)
+
 
 @dataclass(frozen=True, slots=True)
 class ExpectIssued:
@@ -111,17 +115,7 @@ class _Coupon:
 
     def shut(self, time_us: int) -> str | None:
         """Why a newcomer is refused at that time, or None."""
-        if self.switch == "CLOSED":
-            return "CLOSED"
-        if self.start_us is not None and time_us < self.start_us:
-            return "NOT_OPEN"
-        if self.end_us is not None and time_us >= self.end_us:
-            return "ENDED"
-        if self.switch == "PAUSED":
-            return "PAUSED"
-        if self.issued >= self.total:
-            return "SOLD_OUT"
-        return None
+        return _shut(self.switch, self.start_us, self.end_us, self.total - self.issued, time_us)
 
     def view(self, time_us: int) -> CouponView:
         shut = self.shut(time_us)
@@ -179,6 +173,10 @@ class SequentialModel:
         if isinstance(request, Issue):
             return self._issue(record, request)
         return self._change(record, request)
+
+    def coupon(self, coupon_id: str) -> CouponView | None:
+        """The coupon as it is behind the last record; judge it by `shut`, not by its `state`."""
+        return self._view(coupon_id, 0)
 
     def coupons(self) -> Mapping[str, CouponView]:
         """All coupons as they are behind the last record; their `state` is judged as if long ago: do not use it."""
@@ -268,6 +266,18 @@ class SequentialModel:
             time_us,
         )
         return ""
+
+
+def _shut(switch: str, start_us: int | None, end_us: int | None, remaining: int, time_us: int) -> str | None:
+    if switch == "CLOSED":
+        return "CLOSED"
+    if start_us is not None and time_us < start_us:
+        return "NOT_OPEN"
+    if end_us is not None and time_us >= end_us:
+        return "ENDED"
+    if switch == "PAUSED":
+        return "PAUSED"
+    return "SOLD_OUT" if remaining <= 0 else None
 
 
 def _parked(reason: str, request: Issue | Change) -> ExpectParked:

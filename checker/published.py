@@ -35,6 +35,7 @@ class Published:
         self._envelope = bytearray()
         self._seen = bytearray()
         self._times_ms = array("q")
+        self._first_told_ms = array("q")
         self._stray_grants: dict[tuple[str, str], Ticket] = {}
         self.count = 0
         self.repeated = 0
@@ -81,6 +82,7 @@ class Published:
                 )
             else:
                 self._seen[at : at + DIGEST_BYTES] = content
+                self._first_told_ms[offset] = record.timestamp_ms
             self._compare(record, offset)
 
     def finish(self, outcomes_begin: int) -> None:
@@ -98,12 +100,22 @@ class Published:
                     Check.OUTCOME_MISSING, "has a row, but no outcome", ticket=Ticket(self._partition, offset)
                 )
 
+    def told_us(self, offset: int) -> int:
+        """By when the verdict of that record was on the outcomes topic; 0 where it is not there."""
+        return self._first_told_ms[offset] * 1000 if offset < len(self._first_told_ms) else 0
+
+    def all_told_us(self, accepted_us_max: int) -> int:
+        """By when the verdicts of all records that the line took by then were on the outcomes topic."""
+        pairs = zip(self._times_ms, self._first_told_ms, strict=True)
+        return max((told_ms for time_ms_, told_ms in pairs if time_ms_ * 1000 <= accepted_us_max), default=0) * 1000
+
     def _grow(self, offset: int) -> None:
         missing = offset + 1 - len(self._times_ms)
         if missing > 0:
             for digests in (self._expected, self._envelope, self._seen):
                 digests.extend(bytes(missing * DIGEST_BYTES))
             self._times_ms.extend([0] * missing)
+            self._first_told_ms.extend([0] * missing)
 
     def _offset(self, record: Record) -> int | None:
         ce_id = (header(record.headers, "ce_id") or b"").decode(errors="replace")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from checker.findings import Check, Findings
 from checker.model import CouponView
-from checker.records import PRELOADED_PARTITION, ChangeRow, CouponRow, IssuedRow, Ticket, VerdictRow
+from checker.records import ChangeRow, CouponRow, IssuedRow, Ticket, VerdictRow
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class Tally:
 
     def compare_stock(self, rows: Sequence[CouponRow]) -> None:
         """Compare the sums with the coupon rows; to be called once, behind the last verdict row."""
-        by_id = {row.coupon_id: row for row in rows if not row.etag.startswith(f"{PRELOADED_PARTITION}-")}
+        by_id = {row.coupon_id: row for row in rows}
         for row in by_id.values():
             self._stock(row)
         for coupon_id in sorted(self._coupons.keys() - by_id.keys()):
@@ -136,8 +136,6 @@ def compare_coupons(findings: Findings, rows: Sequence[CouponRow], model: Mappin
     """Compare the coupon rows with the model's coupons, which are keyed by partition and id."""
     left = dict(model)
     for row in rows:
-        if row.etag.startswith(f"{PRELOADED_PARTITION}-"):
-            continue
         view = left.pop((row.partition, row.coupon_id), None)
         if view is None:
             message = f"no record of partition {row.partition} created it"

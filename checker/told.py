@@ -42,19 +42,17 @@ class Clients:
         if row is not None and row.coupon_id is not None:
             self._remember(row, told, tally)
 
-    def finish(self, tally: Tally) -> None:
+    def finish(self) -> None:
         """To be called behind the last record of the line."""
         for ticket, told in self._told.items():
             self.lost += 1
-            who = f"{told[0].user_id} for {told[0].coupon_id}"
+            who = f"{told[0].asked.user_id} for {told[0].asked.coupon_id}"
             self._findings.add(Check.TICKET_NOT_IN_LINE, f"told to {who}, but not in the line", ticket=ticket)
-        for answer in self._history.told_without_ticket:
-            self._without_ticket(answer, tally)
         for stretch in self._stretches.values():
             self._inversions(stretch)
 
     def _compare(self, ticket: Ticket, answer: Told, expected: Expected, row: VerdictRow | None) -> None:
-        asked = (answer.coupon_id, answer.user_id, answer.request_id)
+        asked = answer.asked.key
         if isinstance(expected, ExpectChanged) or asked != (
             expected.coupon_id,
             expected.user_id,
@@ -67,15 +65,17 @@ class Clients:
         if not _is_true(answer, row):
             said = f"{answer.state} {answer.reason or ''} {answer.sequence or ''}".strip()
             self._findings.add(
-                Check.TOLD_OTHERWISE, f"{answer.user_id} was told {said}; the row is {describe(row)}", ticket=ticket
+                Check.TOLD_OTHERWISE,
+                f"{answer.asked.user_id} was told {said}; the row is {describe(row)}",
+                ticket=ticket,
             )
 
     def _remember(self, row: VerdictRow, told: list[Told] | tuple[()], tally: Tally) -> None:
         if isinstance(row, IssuedRow):
-            sent_ns = self._history.first_sent_ns.get((row.coupon_id, row.user_id, row.request_id))
-            if sent_ns is not None:
+            asked = self._history.asked.get((row.coupon_id, row.user_id, row.request_id))
+            if asked is not None:
                 self.compared += 1
-                self._stretch(row.coupon_id, tally).granted.append((sent_ns, row.ticket))
+                self._stretch(row.coupon_id, tally).granted.append((asked.first_sent_ns, row.ticket))
         elif isinstance(row, RejectedRow) and row.reason == "SOLD_OUT" and row.coupon_id is not None and told:
             self.compared += 1
             stretch = self._stretch(row.coupon_id, tally)
@@ -85,20 +85,6 @@ class Clients:
 
     def _stretch(self, coupon_id: str, tally: Tally) -> _Stretch:
         return self._stretches.setdefault((coupon_id, tally.changes_of(coupon_id)), _Stretch())
-
-    def _without_ticket(self, answer: Told, tally: Tally) -> None:
-        if answer.state != "REJECTED":
-            self._findings.add(
-                Check.TOLD_OTHERWISE,
-                f"{answer.user_id} was told {answer.state} without a ticket",
-                coupon_id=answer.coupon_id,
-            )
-        elif answer.reason == "ALREADY_ISSUED" and tally.grant_of(answer.coupon_id, answer.user_id) is None:
-            self._findings.add(
-                Check.TOLD_OTHERWISE,
-                f"{answer.user_id} was told ALREADY_ISSUED, but has no grant",
-                coupon_id=answer.coupon_id,
-            )
 
     def _inversions(self, stretch: _Stretch) -> None:
         ack_ns = stretch.refused_ack_ns

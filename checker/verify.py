@@ -10,6 +10,7 @@ from pathlib import Path
 from checker.audit import audit
 from checker.findings import Check, Findings, Report
 from checker.history import History
+from checker.pace import Limits
 from checker.records import CouponRow, DeadLetterRow, Progress, Record, Ticket, VerdictRow
 from checker.tables import Tables
 from checker.topics import Extent, TopicNames, extents, read
@@ -27,11 +28,13 @@ async def verify(
     history: Path | Sequence[Path] | None = None,
     drain_timeout_s: float = 60,
     say: Callable[[str], None] | None = None,
+    limits: Limits | None = None,
 ) -> Report:
     """Wait until everything is settled, then compare line, tables, dead letters, outcomes and histories.
 
     A line that is not settled within `drain_timeout_s` is a finding, and what is there is audited all the same.
-    `say` is told what is being done. Raises TopicError, HistoryError, OSError, asyncpg.PostgresError.
+    `say` is told what is being done; `limits` is what is asked beyond the promises. Raises TopicError, HistoryError,
+    OSError, asyncpg.PostgresError.
     """
     paths = [] if history is None else [history] if isinstance(history, Path) else list(history)
     names, tell = TopicNames(topic_prefix), say or (lambda text: None)
@@ -45,7 +48,7 @@ async def verify(
             _check_beginnings(findings, names, found)
             await tables.snapshot()
             tell("comparing topics and tables")
-            report = await audit(_Standing(bootstrap, names, tables, found), _read(paths), findings)
+            report = await audit(_Standing(bootstrap, names, tables, found), _read(paths), findings, limits)
             now = await extents(bootstrap, [names.line, names.dlq])
             moved = [topic for topic in now if now[topic] != found[topic]]
             if not moved:

@@ -68,7 +68,9 @@ class Admission:
 
     async def _look_up(self, keys: Sequence[Key]) -> Sequence[Known]:
         now_s = time.monotonic()
-        stale = {coupon_id for coupon_id, _ in keys if not self._is_fresh(coupon_id, now_s)}
+        # Kept apart: what is told of a coupon while the query runs ends its state in the cache.
+        fresh = {coupon_id: cached.coupon for coupon_id, _ in keys if (cached := self._fresh(coupon_id, now_s))}
+        stale = {coupon_id for coupon_id, _ in keys if coupon_id not in fresh}
         # Before the query: what is settled while it runs must not make its answer look old.
         seen = self._tail.seen()
         # With the progress each time, also for fresh states: who has won is looked up in these very tables.
@@ -86,14 +88,14 @@ class Admission:
             cached = self._cache.get(coupon_id)
             found = cached.coupon if cached is not None and now_s - cached.read_at_s <= LIFETIME_S else None
             if found is None:
-                found = progress.coupons.get(coupon_id)
+                found = progress.coupons.get(coupon_id) or fresh.get(coupon_id)
             partition = found.partition if found is not None else self.home(coupon_id)
             known.append(Known(granted.get(key), found, partition, partition in behind))
         return known
 
-    def _is_fresh(self, coupon_id: CouponId, now_s: float) -> bool:
+    def _fresh(self, coupon_id: CouponId, now_s: float) -> _Cached | None:
         cached = self._cache.get(coupon_id)
-        return cached is not None and now_s - cached.read_at_s <= FRESH_S
+        return cached if cached is not None and now_s - cached.read_at_s <= FRESH_S else None
 
     def _offer(self, offered: _Cached) -> None:
         cached = self._cache.get(offered.coupon.coupon_id)

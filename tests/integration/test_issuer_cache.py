@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 
 import grpc
 import pytest
@@ -124,6 +126,29 @@ async def test_an_old_outcome_that_comes_late_says_nothing_of_how_the_coupon_is(
                 await eventually(parts.was_told)
                 assert parts.told[-1].switch is Switch.PAUSED
                 assert (await parts.refusal(coupon_id))[0] is None
+
+
+async def test_a_coupon_whose_change_is_told_during_a_look_up_is_still_found(
+    fresh: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look-up did not ask for it, since its state was fresh when it began."""
+    coupon_id = new_id()
+    async with fresh.issuer() as client, fresh.ledger():
+        await client.create(coupon_id)
+        async with parts_of(fresh) as parts:
+            _, known = await parts.refusal(coupon_id)
+            assert known.coupon is not None
+            later = replace(known.coupon, etag=f"{known.partition}-99")
+            look_up = IssuerStore.look_up
+
+            async def telling(store: IssuerStore, keys: Any, coupon_ids: Any) -> Any:
+                assert coupon_ids == []
+                found = await look_up(store, keys, coupon_ids)
+                parts.tail.on_coupon(later)
+                return found
+
+            monkeypatch.setattr(IssuerStore, "look_up", telling)
+            assert (await parts.refusal(coupon_id))[0] is None
 
 
 async def test_a_cached_refusal_is_not_given_by_a_database_that_has_gone_back(fresh: System) -> None:

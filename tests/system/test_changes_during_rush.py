@@ -49,7 +49,7 @@ async def test_changes_in_mid_rush_take_effect_at_one_place_of_the_line(
         )
     finally:
         await asyncio.to_thread(services.stop)
-    assert [str(result) for result in report.broken] == []
+    assert [str(finding) for finding in report.findings] == []
     assert applied >= 20
     assert people.answers.answered == len(plan.arrivals)
     assert not people.answers.unanswered

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import pytest
 from coupon.v1 import events_pb2
 
+from checker.audit import audit
 from checker.findings import EXAMPLES_MAX, Check, Promise, Report
 from checker.outcomes import event_of
+from checker.pace import Limits
 from checker.records import ChangeRow, IssuedRow, Record, RejectedRow, Ticket
 from tests.unit.checker_world import START_MS, World, coupon_at, request_id
 
@@ -371,6 +373,7 @@ async def test_counts_name_what_was_oversold_doubled_and_lost() -> None:
     assert (await one.world.report()).counts.oversold == 1
     assert (await two.world.report()).counts.duplicates == 1
     assert (await three.world.report()).counts.lost == 1
+    assert (await two.world.report()).counts.inversions == 1
 
 
 async def test_stock_raised_between_lets_a_grant_follow_a_sold_out() -> None:
@@ -414,6 +417,9 @@ async def test_internal_failure_is_taken_from_the_dlq_and_leaves_no_trace_in_the
     report = await failed.report()
     assert report.held, [str(finding) for result in report.results for finding in result.examples]
     assert (report.counts.issued, report.counts.parked) == (2, 1)
+    assert report.counts.believed == {"INTERNAL": 1}
+    assert (await audit(failed, limits=Limits(believed_max=1))).held
+    assert (await audit(failed, limits=Limits(believed_max=0))).checks == {Check.TOO_MANY_BELIEVED}
 
 
 async def test_findings_are_counted_but_only_the_first_are_kept() -> None:

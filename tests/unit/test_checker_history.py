@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from coupon.v1 import events_pb2
 
+from checker.audit import audit
 from checker.findings import Check, Report
 from checker.history import History, HistoryError, HistoryWriter
+from checker.pace import Limits
 from checker.records import Ticket
-from tests.unit.checker_world import World, coupon_at, request_id
+from tests.unit.checker_world import START_MS, World, coupon_at, request_id
 
 COUPON = coupon_at(0)
 
 
-def ticking() -> Callable[[], int]:
-    now = iter(range(1_000, 10**9, 1_000_000))
+def ticking(after_ms: int = 10) -> Callable[[], int]:
+    """A clock that goes on by a millisecond each time, from so long after the line's first record."""
+    begin_ns = (START_MS + after_ms) * 1_000_000
+    now = iter(range(begin_ns, begin_ns + 10**9, 1_000_000))
     return lambda: next(now)
 
 
@@ -65,7 +70,9 @@ async def test_what_was_told_truly_breaks_nothing(tmp_path: Path) -> None:
         ("ann", 1, "0-1", "ISSUED", None, 2, Check.TOLD_OTHERWISE),
         ("ann", 1, "0-1", "REJECTED", "SOLD_OUT", None, Check.TOLD_OTHERWISE),
         ("bob", 2, "0-2", "REJECTED", "PAUSED", None, Check.TOLD_OTHERWISE),
-        ("bob", 2, None, "REJECTED", "ALREADY_ISSUED", None, Check.TOLD_OTHERWISE),
+        ("cyd", 3, None, "REJECTED", "ALREADY_ISSUED", None, Check.REFUSAL_NOT_TRUE),
+        ("ann", 7, None, "REJECTED", "PAUSED", None, Check.REFUSAL_NOT_TRUE),
+        ("bob", 2, None, "REJECTED", "SOLD_OUT", None, Check.REFUSED_BUT_IN_LINE),
         ("ann", 1, None, "ISSUED", None, 1, Check.TOLD_OTHERWISE),
         ("bob", 2, "0-2", "PARKED", None, None, Check.TOLD_OTHERWISE),
     ],
@@ -151,3 +158,109 @@ def test_a_file_that_is_no_history_is_refused(tmp_path: Path) -> None:
     (tmp_path / "h.jsonl").write_text("hello\n")
     with pytest.raises(HistoryError, match="line 1"):
         History.read([tmp_path / "h.jsonl"])
+
+
+SECOND_MS = 1_000
+CHANGED = {"action": "ADJUST_STOCK", "stock_delta": 1}
+
+
+def reopened_world(at_ms: int, **changed: object) -> World:
+    """Sold out from the first moment on, and changed so much later."""
+    world = World()
+    world.create(COUPON, 1)
+    world.issue(COUPON, "ann", 1)
+    event = events_pb2.CouponChangeRequestedEvent(
+        coupon_id=COUPON,
+        request_id=request_id(5),
+        **{**CHANGED, **changed},  # type: ignore[arg-type]
+    )
+    world.change(event, time_ms=START_MS + at_ms)
+    settled = world.settle()
+    # Each verdict is out when its record came.
+    settled.rows = [replace(row, settled_us=row.accepted_us) for row in settled.rows]
+    times = {record.offset: record.timestamp_ms for record in world.lines[0]}
+    settled.published[0] = [replace(one, timestamp_ms=times[one.offset]) for one in settled.published[0]]
+    return settled
+
+
+@pytest.mark.parametrize(
+    ("user", "reason", "at_ms", "true"),
+    [
+        ("cyd", "SOLD_OUT", 500, True),
+        ("cyd", "SOLD_OUT", 10_000 + SECOND_MS, True),
+        ("cyd", "SOLD_OUT", 10_000 + SECOND_MS + 200, False),
+        ("cyd", "COUPON_NOT_FOUND", 500, True),
+        ("cyd", "COUPON_NOT_FOUND", 1_500, False),
+        ("cyd", "NOT_OPEN", 500, False),
+        ("cyd", "ALREADY_ISSUED", 500, False),
+        ("ann", "ALREADY_ISSUED", 500, True),
+        # Who won a moment ago may hear of the sell-out still; later the grant comes first.
+        ("ann", "SOLD_OUT", 500, True),
+        ("ann", "SOLD_OUT", 1_500, False),
+    ],
+)
+async def test_a_refusal_without_a_ticket_was_true_within_the_second_before(
+    tmp_path: Path, user: str, reason: str, at_ms: int, true: bool
+) -> None:
+    with HistoryWriter(tmp_path / "h.jsonl", ticking(at_ms)) as history:
+        history.fail(history.invoke(COUPON, user, request_id(7)), reason)
+    report = await check(reopened_world(at_ms=10_000), tmp_path / "h.jsonl")
+    assert broken(report) == (set() if true else {Check.REFUSAL_NOT_TRUE})
+    assert report.counts.refusals_without_ticket == 1
+
+
+@pytest.mark.parametrize(("at_ms", "reason"), [(12_000, "PAUSED"), (30_000, "ENDED"), (19_950, "ENDED")])
+async def test_refusals_by_the_window_are_judged_by_the_clock(tmp_path: Path, at_ms: int, reason: str) -> None:
+    world = World()
+    world.create(COUPON, 5)
+    event = events_pb2.CouponChangeRequestedEvent(coupon_id=COUPON, request_id=request_id(5), action="UPDATE")
+    event.update_paths.append("end_time")
+    event.coupon.end_time.FromMilliseconds(START_MS + 20_000)
+    world.change(event)
+    world.change(
+        events_pb2.CouponChangeRequestedEvent(coupon_id=COUPON, request_id=request_id(6), action="PAUSE"),
+        time_ms=START_MS + 11_000,
+    )
+    world.settle()
+    for told, holds in ((reason, True), ("NOT_OPEN", False), ("ENDED" if reason == "PAUSED" else "PAUSED", False)):
+        with HistoryWriter(tmp_path / "h.jsonl", ticking(at_ms)) as history:
+            history.fail(history.invoke(COUPON, "cyd", request_id(7)), told)
+        found = broken(await check(world, tmp_path / "h.jsonl"))
+        # Within the tolerance around the end both are true.
+        assert found == (set() if holds or (at_ms == 19_950 and told == "PAUSED") else {Check.REFUSAL_NOT_TRUE}), told
+
+
+async def test_who_was_refused_without_a_ticket_may_be_in_the_line_by_another_call_alone(tmp_path: Path) -> None:
+    world = soldout_world()
+    for calls, caught in ((2, set[Check]()), (1, {Check.REFUSED_BUT_IN_LINE})):
+        with HistoryWriter(tmp_path / "h.jsonl", ticking()) as history:
+            if calls == 2:
+                history.unknown(history.invoke(COUPON, "bob", request_id(2)))
+            history.fail(history.invoke(COUPON, "bob", request_id(2)), "SOLD_OUT")
+        assert broken(await check(world, tmp_path / "h.jsonl")) == caught
+
+
+async def test_drain_after_healing_and_standstill_have_limits() -> None:
+    """ann's verdict came 7 s after she did; the rest at once."""
+    world = soldout_world()
+    world.rows = [
+        replace(
+            row,
+            settled_us=row.accepted_us + (7_000_000 if row.ticket.offset == 1 else 7_000_000 * (row.ticket.offset > 1)),
+        )
+        for row in world.rows
+    ]
+    healed_s = START_MS / 1000 + 2
+    fine = Limits(healed_at_s=healed_s, drained_within_s=6, standstill_s_max=8)
+    report = await audit(world, limits=fine)
+    assert report.held, report.findings
+    assert report.counts.standstill_s == 7
+    assert report.counts.standstill_ticket == "0-1"
+    assert report.counts.drained_after_s == pytest.approx(5.002)
+    for limits, check_ in (
+        (replace(fine, drained_within_s=4), Check.DRAINED_LATE),
+        (replace(fine, standstill_s_max=6), Check.STANDSTILL),
+    ):
+        assert (await audit(world, limits=limits)).checks == {check_}
+    later = replace(fine, standstill_s_max=6, standstill_since_s=healed_s + 60)
+    assert (await audit(world, limits=later)).held
