@@ -1,4 +1,4 @@
-"""Kafka and PostgreSQL together."""
+"""Kafka and PostgreSQL together; with them, if asked for, the Redis of the system that is compared."""
 
 import atexit
 import os
@@ -16,6 +16,7 @@ from stack.errors import StackError
 from stack.kafka import Kafka, prepare_kafka
 from stack.locations import require_free_space, temporary_folder
 from stack.postgres import Postgres, create_database, prepare_postgres
+from stack.redis import Redis
 
 _JOIN_S: Final = 0.2
 
@@ -27,10 +28,13 @@ class Stack:
     orderly way; with a killed process by a signal from the kernel.
     """
 
-    def __init__(self, kafka: Kafka | str, postgres: Postgres | str, temporary: Path | None) -> None:
+    def __init__(
+        self, kafka: Kafka | str, postgres: Postgres | str, temporary: Path | None, redis: Redis | None = None
+    ) -> None:
         """Use `Stack.start()`. A string instead of an engine is the address of a server that is not ours."""
         self._kafka = kafka
         self._postgres = postgres
+        self._redis = redis
         self._temporary = temporary
         self.kafka_bootstrap = kafka if isinstance(kafka, str) else kafka.address
         self.postgres_dsn = postgres if isinstance(postgres, str) else postgres.dsn
@@ -44,8 +48,9 @@ class Stack:
         data_dir: Path | None = None,
         shared_buffers: str = "256MB",
         postgres_settings: Mapping[str, str] | None = None,
+        redis: bool = False,
     ) -> "Stack":
-        """Starts both in parallel and returns when both answer.
+        """Starts both, and `redis`, in parallel and returns when all answer.
 
         A port of None is a free one; a `data_dir` of None is a temporary folder, deleted at the end. A server whose
         address is in the environment (FIRSTCOME_KAFKA_BOOTSTRAP, FIRSTCOME_POSTGRES_DSN) is used instead of an own one.
@@ -53,7 +58,7 @@ class Stack:
         """
         external_kafka = os.environ.get("FIRSTCOME_KAFKA_BOOTSTRAP")
         external_postgres = os.environ.get("FIRSTCOME_POSTGRES_DSN")
-        if external_kafka and external_postgres:
+        if external_kafka and external_postgres and not redis:
             return cls(external_kafka, external_postgres, None)
         _require_linux()
         for line in leftovers.sweep():
@@ -74,6 +79,7 @@ class Stack:
                 lasting=temporary is None,
             ),
             temporary,
+            Redis(folder / "redis", ports.free_port()) if redis else None,
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -96,12 +102,19 @@ class Stack:
         """Raises StackError if the server is not ours."""
         return _own(self._postgres, "PostgreSQL")
 
+    @property
+    def redis(self) -> Redis:
+        """Raises StackError if it was not asked for."""
+        if self._redis is None:
+            raise StackError("This stack has no Redis: start it with redis=True.")
+        return self._redis
+
     def create_database(self, name: str) -> str:
         """A fresh, empty database on this server; returns its DSN. Raises StackError."""
         return create_database(self.postgres_dsn, name)
 
     def stop(self) -> None:
-        """Ends Kafka, then PostgreSQL, and deletes temporary data. Idempotent; servers not ours are left alone."""
+        """Ends Kafka, PostgreSQL, Redis, and deletes temporary data. Idempotent; servers not ours are left alone."""
         engines = self.own_engines()
         for engine in engines:
             engine.cancelled.set()
@@ -122,9 +135,10 @@ class Stack:
     ) -> None:
         self.stop()
 
-    def own_engines(self) -> list[Kafka | Postgres]:
+    def own_engines(self) -> list[Kafka | Postgres | Redis]:
         """The engines that are ours to stop, in the order in which they are stopped."""
-        return [engine for engine in (self._kafka, self._postgres) if not isinstance(engine, str)]
+        engines = (self._kafka, self._postgres, self._redis)
+        return [engine for engine in engines if engine is not None and not isinstance(engine, str)]
 
     def _start_engines(self) -> None:
         engines = self.own_engines()
@@ -132,7 +146,7 @@ class Stack:
             ports.require_free(engine.port, engine.name)
         failures: list[BaseException] = []
 
-        def start(engine: Kafka | Postgres) -> None:
+        def start(engine: Kafka | Postgres | Redis) -> None:
             try:
                 engine.prepare()
                 engine.start()
