@@ -113,6 +113,14 @@ def park(record: LineRecord, reason: ParkReason, message: str, *, known: bool = 
     )
 
 
+def park_known(record: LineRecord, reason: ParkReason, message: str) -> Unprocessable:
+    """The record as its dead letter on the DLQ topic tells it, which decides whatever the record decodes to."""
+    message = printable(message)  # the DLQ may hold what no ledger wrote, and no table takes
+    if isinstance(record, Unprocessable):
+        return replace(record, reason=reason, message=message, known=True)
+    return park(record, reason, message, known=True)
+
+
 class _Line:
     """The working copy of a partition's state while one batch is decided."""
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from services.domain.decide import park
+from services.domain.decide import park, park_known
 from services.domain.model import LineRecord, Parked, ParkReason, Unprocessable, Verdict, printable
 from services.ledger.store import DeadLetterRun, LedgerStore, ParkedRun
 from services.runtime import failpoints, telemetry, wire
@@ -143,7 +143,7 @@ class PartitionLedger(PartitionWorker):
     def _decode(self, record: Record) -> LineRecord:
         decoded = wire.decode(record, self._partition)
         known = self._known.get(record.offset)
-        return decoded if known is None else _known_parked(decoded, known)
+        return decoded if known is None else park_known(decoded, known.reason, known.message)
 
     async def _settle(self, position: Position, batch: Batch, *, again: bool = False) -> Settled:
         """Settle the batch; what PostgreSQL can't store is bisected, left half first, until the one is found."""
@@ -288,13 +288,6 @@ class PartitionLedger(PartitionWorker):
         """Let a publication end by itself or by its own time limit; taking the position again publishes the rest."""
         with contextlib.suppress(KafkaAway):
             await publishing
-
-
-def _known_parked(record: LineRecord, known: wire.DeadLetterRecord) -> Unprocessable:
-    message = printable(known.message)  # the DLQ may hold what no ledger wrote, and no table takes
-    if isinstance(record, Unprocessable):
-        return replace(record, reason=known.reason, message=message, known=True)
-    return park(record, known.reason, message, known=True)
 
 
 def _unstorable(batch: Batch, error: DatabaseRefused) -> Batch:

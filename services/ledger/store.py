@@ -22,7 +22,6 @@ from services.domain.model import (
     LineRecord,
     LineState,
     Parked,
-    ParkReason,
     PastChange,
     Reason,
     Rejected,
@@ -35,7 +34,8 @@ from services.runtime import failpoints, wire
 from services.runtime.kafka import home_partition
 from services.runtime.postgres import BooksWrong, Connection, connection
 from services.runtime.progress import Position, ProgressRows
-from services.runtime.rows import EPOCH, expect, to_coupon, to_time, to_us
+from services.runtime.rows import EPOCH, expect, to_coupon, to_time
+from services.runtime.settled import Settled, settled_between
 
 
 class DeadLetterRun(Exception):
@@ -117,25 +117,13 @@ class LedgerStore:
         async with connection(self._engine) as db:
             await self._progress.confirm(db, position)
 
-    async def verdicts(self, partition: int, start: int, end: int) -> list[tuple[wire.Outcome, Parked | None]]:
+    async def verdicts(self, partition: int, start: int, end: int) -> list[Settled]:
         """What was settled with start <= offset < end, in offset order: the outcome, and the parked one's verdict.
 
         Raises DatabaseAway.
         """
         async with connection(self._engine) as db:
-            issued = await db.fetch(_ISSUED_BETWEEN, partition, start, end)
-            rejected = await db.fetch(_REJECTED_BETWEEN, partition, start, end)
-            changed = await db.fetch(_CHANGED_BETWEEN, partition, start, end)
-        found: list[tuple[wire.Outcome, Parked | None]]
-        found = [(wire.outcome(partition, _issued(row)), None) for row in issued]
-        for row in rejected:
-            verdict = _rejected(row)
-            found.append((wire.outcome(partition, verdict), verdict if isinstance(verdict, Parked) else None))
-        for row in changed:
-            key = row["coupon_id"].encode()
-            time_us = to_us(row["accepted_at"])
-            found.append((wire.Outcome(row["ticket_offset"], time_us, key, wire.CHANGED, row["outcome"]), None))
-        return sorted(found, key=lambda pair: pair[0].offset)
+            return await settled_between(db, partition, start, end)
 
     async def _read_state(self, db: Connection, partition: int, records: Sequence[LineRecord]) -> LineState:
         requests = [r for r in records if isinstance(r, IssueRequest)]
@@ -292,32 +280,6 @@ def _grant(row: Any) -> Grant:
     return Grant(row["request_id"], row["sequence"], Ticket(row["ticket_partition"], row["ticket_offset"]))
 
 
-def _issued(row: Any) -> Issued:
-    return Issued(
-        row["ticket_offset"],
-        to_us(row["accepted_at"]),
-        row["coupon_id"],
-        row["user_id"],
-        row["request_id"],
-        row["sequence"],
-        Ticket.parse(row["redrive_of"] or ""),
-    )
-
-
-def _rejected(row: Any) -> Rejected | Parked:
-    time_us = to_us(row["accepted_at"])
-    redrive_of = Ticket.parse(row["redrive_of"] or "")
-    ids = row["coupon_id"], row["user_id"], row["request_id"]
-    if row["reason"] == Reason.PARKED:
-        reason, _, message = row["detail"].partition(": ")
-        return Parked(row["ticket_offset"], time_us, ParkReason(reason), message, *ids, redrive_of, known=False)
-    grant = None
-    ticket = Ticket.parse(row["issued_ticket"] or "")
-    if ticket is not None:
-        grant = Grant(row["request_id"], row["issued_sequence"], ticket)
-    return Rejected(row["ticket_offset"], time_us, *ids, Reason(row["reason"]), grant, redrive_of)
-
-
 # A ledger that is frozen while it sends rows: PostgreSQL's own time limits do not end a COPY that waits for its client,
 # so its row lock would stay for ever. Ending a living one by mistake does no harm: it takes its position again.
 _END_FROZEN = """
@@ -381,13 +343,3 @@ FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timesta
     $8::timestamptz[], $9::bigint[])
     AS n (coupon_id, display_name, total, start_time, end_time, state, etag, update_time, granted)
 WHERE coupon.coupon_id = n.coupon_id"""
-_ISSUED_BETWEEN = """
-SELECT user_id, coupon_id, request_id, sequence, ticket_offset, redrive_of, accepted_at
-FROM user_coupon WHERE ticket_partition = $1 AND ticket_offset >= $2 AND ticket_offset < $3"""
-_REJECTED_BETWEEN = """
-SELECT ticket_offset, coupon_id, user_id, request_id, reason, detail, issued_ticket, issued_sequence, redrive_of,
-    accepted_at
-FROM rejected_issue WHERE ticket_partition = $1 AND ticket_offset >= $2 AND ticket_offset < $3"""
-_CHANGED_BETWEEN = """
-SELECT ticket_offset, coupon_id, outcome, accepted_at
-FROM coupon_change WHERE ticket_partition = $1 AND ticket_offset >= $2 AND ticket_offset < $3"""
