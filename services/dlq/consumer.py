@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from services.dlq.store import Content, DeadLetterStore, Filing
+from services.dlq.rows import Content
+from services.dlq.store import DeadLetterStore, Filing
 from services.domain.dead_letter import DeadLetter, Failure, Filed, RetryPolicy, file
 from services.runtime import telemetry, wire
 from services.runtime.kafka import PartitionReader, Record, Topics

@@ -118,8 +118,9 @@ class RedriveScheduler:
         """Where the record belongs: with its coupon, or where it was if nobody can tell its coupon."""
         if due.coupon_partition is not None:
             return due.coupon_partition
-        if due.content.coupon_id is not None:
-            return home_partition(due.content.coupon_id.encode(), self._partition_count)
+        coupon_id = due.content.coupon_id if due.correction is None else due.correction.coupon_id
+        if coupon_id is not None:
+            return home_partition(coupon_id.encode(), self._partition_count)
         return due.letter.original.partition
 
     def _postpone(self, letter: DeadLetter) -> DeadLetter:
@@ -128,12 +129,8 @@ class RedriveScheduler:
 
 def _message(due: Due) -> Message:
     """Fixed by the row alone, so that a second publication is the very same record."""
-    content = due.content
-    return wire.redrive_message(
-        due.letter.original,
-        content.record_us // 1_000,
-        due.letter.attempt_count,
-        content.key,
-        content.value,
-        content.headers,
-    )
+    key, value, headers = due.content.key, due.content.value, due.content.headers
+    if due.correction is not None:
+        key, value, headers = due.correction.coupon_id.encode(), due.correction.value, due.correction.headers
+    record_ms = due.content.record_us // 1_000
+    return wire.redrive_message(due.letter.original, record_ms, due.letter.attempt_count, key, value, headers)

@@ -1,56 +1,43 @@
-"""All of the dlq's SQL. Every change of a dead letter stands beside the action that says who made it and why."""
+"""What the dlq itself does to dead letters: files them, redrives them, notes what came of it. All of its SQL."""
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.domain.dead_letter import DeadLetter, DeadLetterState, Failure, Filed, redrive, resolve
-from services.domain.model import (
-    TIME_US_MAX,
-    TIME_US_MIN,
-    CouponId,
-    ParkReason,
-    RequestId,
-    Ticket,
-    UserId,
-    printable,
+from services.dlq.rows import (
+    CALLER,
+    CONTENT,
+    FAILED,
+    LETTER,
+    LETTER_NAMES,
+    LETTER_ROWS,
+    VERDICT,
+    Act,
+    Content,
+    Correction,
+    act,
+    content_columns,
+    content_of,
+    letter_columns,
+    letter_of,
+    lock,
+    parse_headers,
+    update,
 )
+from services.domain.dead_letter import DeadLetter, Failure, Filed, redrive, resolve, shelve
+from services.domain.model import Ticket, printable
 from services.runtime import failpoints
 from services.runtime.postgres import Connection, connection
 from services.runtime.progress import Overtaken, Position, ProgressRows
-from services.runtime.rows import expect, to_time, to_us, to_us_or_none
-
-CALLER = "dlq"
-"""Who acted, where no operator did."""
-FAILED = "FAILED"
-"""The action of a counted failure; all others are named after the state that they lead to."""
-
-Headers = tuple[tuple[str, bytes | None], ...]
+from services.runtime.rows import to_time
 
 
 class Contended(Overtaken):
     """Another dlq stored the same dead letter at the same time: do it again, on top of that."""
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """The bytes of the original record, and what could be read of them. `record_us`: when it came into the line."""
-
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-    record_us: int
-    coupon_id: CouponId | None
-    user_id: UserId | None
-    request_id: RequestId | None
-    trace_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +50,11 @@ class Filing:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A dead letter to be redriven, locked; `coupon_partition` where its coupon is known."""
+    """A dead letter to be redriven, locked; `coupon_partition` where the coupon it is for is known."""
 
     letter: DeadLetter
     content: Content
+    correction: Correction | None
     coupon_partition: int | None
 
 
@@ -111,20 +99,22 @@ class DeadLetterStore:
         `publish` gets rows that stay locked until all of it is committed, so that nobody else publishes them; it
         gives the ticket of each that it knows to be in the line, within the time an idle transaction may take. The
         rest is postponed. A crash in between publishes the very same record again, which the line settles as REPEATED.
+        What has a verdict already, as in a database that was restored, is resolved instead.
         Raises DatabaseAway, BooksWrong.
         """
-        async with connection(self._engine) as db, db.transaction():
-            due = [_due(row) for row in await db.fetch(_DUE, to_time(now_us), limit)]
-            if not due:
-                return 0
-            published = await publish(due)
-            failpoints.reach("dlq.redrives_published")
-            redriven = [redrive(d.letter, published[d.letter.original]) for d in due if d.letter.original in published]
-            late = [postpone(d.letter) for d in due if d.letter.original not in published]
-            await _update(db, [*redriven, *late])
-            await _act(db, [_Act(d.original, d.state, d.redrive, f"attempt {d.attempt_count + 1}") for d in redriven])
-            failpoints.reach("dlq.redrives_marked")
-        return len(due)
+        async with connection(self._engine) as db:
+            # Committed before anything is published: from here on a redrive may be in the line without being noted.
+            await db.execute(_CLAIM, to_time(now_us), limit)
+            async with db.transaction():
+                rows = await db.fetch(_DUE, to_time(now_us), limit)
+                await _resolve(db, [row for row in rows if row["verdict"] is not None])
+                due = [_due(row) for row in rows if row["verdict"] is None]
+                if due:
+                    published = await publish(due)
+                    failpoints.reach("dlq.redrives_published")
+                    await _mark(db, due, published, postpone)
+                    failpoints.reach("dlq.redrives_marked")
+        return len(rows)
 
     async def resolve(self, limit: int) -> list[Ticket]:
         """Resolve redriven dead letters, at most `limit`, whose redrive has a verdict; returns their tickets.
@@ -132,20 +122,59 @@ class DeadLetterStore:
         Raises DatabaseAway, BooksWrong.
         """
         async with connection(self._engine) as db, db.transaction():
-            rows = await db.fetch(_SETTLED, limit)
-            letters = [resolve(_letter(row)) for row in rows]
-            await _update(db, letters)
-            await _act(
-                db,
-                [
-                    _Act(
-                        letter.original, letter.state, Ticket(row["settled_partition"], row["settled_offset"]), verdict
-                    )
-                    for letter, row in zip(letters, rows, strict=True)
-                    for verdict in (row["verdict"],)
-                ],
-            )
+            return await _resolve(db, await db.fetch(_SETTLED, limit))
+
+    async def resolve_parked(self, after: Ticket, limit: int) -> tuple[list[Ticket], Ticket | None]:
+        """Resolve those of the next `limit` parked dead letters behind `after` whose redrive has a verdict.
+
+        There are such in a database that was restored: the ledger has settled their redrives again from the line.
+        Returns the resolved and the last that was looked at, None at the end. Raises DatabaseAway, BooksWrong.
+        """
+        async with connection(self._engine) as db, db.transaction():
+            keys = await db.fetch(_PARKED, *after, limit)
+            if not keys:
+                return [], None
+            partitions, offsets = zip(*keys, strict=True)
+            rows = await db.fetch(_SETTLED_OF, list(partitions), list(offsets))
+            return await _resolve(db, rows), Ticket(*keys[-1])
+
+    async def shelve_overdue(self, before_us: int, limit: int) -> list[Ticket]:
+        """Park those that are still to be redriven and should have been before that time, at most `limit`.
+
+        Raises DatabaseAway, BooksWrong.
+        """
+        async with connection(self._engine) as db, db.transaction():
+            letters = [shelve(letter_of(row)) for row in await db.fetch(_OVERDUE, to_time(before_us), limit)]
+            await update(db, letters)
+            await act(db, [Act(one.original, one.state, None, "it was due long ago, and not tried") for one in letters])
         return [letter.original for letter in letters]
+
+
+async def _mark(db: Connection, due: Sequence[Due], published: Mapping[Ticket, Ticket], postpone: Postpone) -> None:
+    redriven = [one for one in due if one.letter.original in published]
+    letters = {one.letter.original: redrive(one.letter, published[one.letter.original]) for one in redriven}
+    late = [postpone(one.letter) for one in due if one.letter.original not in published]
+    await update(db, [*letters.values(), *late])
+    acts = []
+    for one in redriven:
+        letter = letters[one.letter.original]
+        corrected = "" if one.correction is None else ", corrected"
+        acts.append(
+            Act(letter.original, letter.state, letter.redrive, f"attempt {letter.attempt_count + 1}{corrected}")
+        )
+    await act(db, acts)
+
+
+async def _resolve(db: Connection, rows: Sequence[Any]) -> list[Ticket]:
+    settled = [Ticket(row["settled_partition"], row["settled_offset"]) for row in rows]
+    letters = [resolve(letter_of(row), ticket) for row, ticket in zip(rows, settled, strict=True)]
+    await update(db, letters)
+    acts = [
+        Act(letter.original, letter.state, ticket, row["verdict"])
+        for row, letter, ticket in zip(rows, letters, settled, strict=True)
+    ]
+    await act(db, acts)
+    return [letter.original for letter in letters]
 
 
 async def _note_failures(db: Connection, filings: Sequence[Filing]) -> list[Filing]:
@@ -173,12 +202,11 @@ async def _note_failures(db: Connection, filings: Sequence[Filing]) -> list[Fili
 async def _count_failures(db: Connection, filings: Sequence[Filing], decide: Decide) -> list[DeadLetter]:
     if not filings:
         return []
-    originals = sorted({filing.failure.original for filing in filings})  # an order of locks for all
-    rows = await db.fetch(_LOCKED, [t.partition for t in originals], [t.offset for t in originals])
-    letters = {letter.original: letter for letter in map(_letter, rows)}
+    originals = sorted({filing.failure.original for filing in filings})
+    letters = {letter.original: letter for letter in await lock(db, originals)}
     stored = frozenset(letters)
     contents: dict[Ticket, Content] = {}
-    actions: list[_Act] = []
+    actions: list[Act] = []
     counted: list[DeadLetter] = []
     for filing in filings:
         failure = filing.failure
@@ -186,123 +214,34 @@ async def _count_failures(db: Connection, filings: Sequence[Filing], decide: Dec
         letters[failure.original] = filed.letter
         counted.append(filed.letter)
         if filed.why is not None:
-            actions.append(_Act(failure.original, filed.letter.state, failure.failed, filed.why))
+            actions.append(Act(failure.original, filed.letter.state, failure.failed, filed.why))
         # The original's own bytes win over those of a redrive that was heard of first.
         if failure.failed == failure.original or failure.original not in stored | contents.keys():
             contents[failure.original] = filing.content
     new = [letters[ticket] for ticket in originals if ticket not in stored]
     await _insert(db, new, contents)
-    await _update(db, [letters[ticket] for ticket in originals if ticket in stored])
+    await update(db, [letters[ticket] for ticket in originals if ticket in stored])
     for ticket in sorted(stored & contents.keys()):
-        await db.execute(_UPDATE_CONTENT, ticket.partition, ticket.offset, *_content_columns(contents[ticket]))
-    await _act(db, actions)
+        await db.execute(_UPDATE_CONTENT, ticket.partition, ticket.offset, *content_columns(contents[ticket]))
+    await act(db, actions)
     return counted
 
 
 async def _insert(db: Connection, letters: Sequence[DeadLetter], contents: Mapping[Ticket, Content]) -> None:
     if not letters:
         return
-    content_columns = zip(*(_content_columns(contents[letter.original]) for letter in letters), strict=True)
-    status = await db.execute(_INSERT, *_letter_columns(letters), *map(list, content_columns))
+    columns = zip(*(content_columns(contents[letter.original]) for letter in letters), strict=True)
+    status = await db.execute(_INSERT, *letter_columns(letters), *map(list, columns))
     if status != f"INSERT 0 {len(letters)}":
         raise Contended(f"{status} where {len(letters)} new dead letters were due")
 
 
-async def _update(db: Connection, letters: Sequence[DeadLetter]) -> None:
-    if letters:
-        expect(f"UPDATE {len(letters)}", await db.execute(_UPDATE, *_letter_columns(letters)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Act:
-    original: Ticket
-    state: DeadLetterState
-    record: Ticket | None
-    comment: str
-
-
-async def _act(db: Connection, actions: Sequence[_Act]) -> None:
-    if actions:
-        status = await db.execute(
-            _INSERT_ACTION,
-            [a.original.partition for a in actions],
-            [a.original.offset for a in actions],
-            [a.state.value for a in actions],
-            [None if a.record is None else str(a.record) for a in actions],
-            [printable(a.comment) for a in actions],
-        )
-        expect(f"INSERT 0 {len(actions)}", status)
-
-
-def _letter_columns(letters: Sequence[DeadLetter]) -> tuple[list[Any], ...]:
-    return (
-        [letter.original.partition for letter in letters],
-        [letter.original.offset for letter in letters],
-        [letter.state.value for letter in letters],
-        [letter.reason.value for letter in letters],
-        [printable(letter.message) for letter in letters],
-        [letter.attempt_count for letter in letters],
-        [None if letter.redrive is None else str(letter.redrive) for letter in letters],
-        [_nearest_time(letter.first_failed_us) for letter in letters],
-        [_nearest_time(letter.last_failed_us) for letter in letters],
-        [None if letter.next_attempt_us is None else _nearest_time(letter.next_attempt_us) for letter in letters],
-    )
-
-
-def _content_columns(content: Content) -> tuple[Any, ...]:
-    return (
-        content.key,
-        content.value,
-        headers_text(content.headers),
-        _nearest_time(content.record_us),
-        content.coupon_id,
-        content.user_id,
-        content.request_id,
-        content.trace_id,
-    )
-
-
-def headers_text(headers: Iterable[tuple[str, bytes | None]]) -> str:
-    """Headers as the table keeps them: JSON, their order and repetitions kept, the values in base64."""
-    return json.dumps([[name, None if value is None else base64.b64encode(value).decode()] for name, value in headers])
-
-
-def parse_headers(text: str) -> Headers:
-    """The headers that `headers_text` wrote."""
-    return tuple((name, None if value is None else base64.b64decode(value)) for name, value in json.loads(text))
-
-
-def _letter(row: Any) -> DeadLetter:
-    return DeadLetter(
-        original=Ticket(row["ticket_partition"], row["ticket_offset"]),
-        state=DeadLetterState(row["state"]),
-        reason=ParkReason(row["reason"]),
-        message=row["error_message"],
-        attempt_count=row["attempt_count"],
-        redrive=Ticket.parse(row["redrive_ticket"] or ""),
-        first_failed_us=to_us(row["first_failed_at"]),
-        last_failed_us=to_us(row["last_failed_at"]),
-        next_attempt_us=to_us_or_none(row["next_attempt_at"]),
-    )
-
-
 def _due(row: Any) -> Due:
-    content = Content(
-        key=row["key"],
-        value=row["value"],
-        headers=parse_headers(row["headers"]),
-        record_us=to_us(row["record_time"]),
-        coupon_id=row["coupon_id"],
-        user_id=row["user_id"],
-        request_id=row["request_id"],
-        trace_id=row["trace_id"],
-    )
-    return Due(_letter(row), content, row["topic_partition"])
-
-
-def _nearest_time(time_us: int) -> datetime | None:
-    """Headers may claim any time: one that no table holds becomes the nearest that it does."""
-    return to_time(min(max(time_us, TIME_US_MIN), TIME_US_MAX))
+    correction = None
+    if row["corrected_value"] is not None:
+        headers = parse_headers(row["corrected_headers"])
+        correction = Correction(row["corrected_coupon_id"], row["corrected_value"], headers)
+    return Due(letter_of(row), content_of(row), correction, row["topic_partition"])
 
 
 _INSERT_FAILED = f"""
@@ -312,63 +251,48 @@ FROM unnest($1::int[], $2::bigint[], $3::text[], $4::text[]) WITH ORDINALITY
     AS n (partition, "offset", record, comment, place) ORDER BY place
 ON CONFLICT (ticket_partition, ticket_offset, record) WHERE action = '{FAILED}' DO NOTHING
 RETURNING ticket_partition, ticket_offset, record"""
-_INSERT_ACTION = f"""
-INSERT INTO dead_letter_action (ticket_partition, ticket_offset, action, record, caller, comment)
-SELECT partition, "offset", action, record, '{CALLER}', comment
-FROM unnest($1::int[], $2::bigint[], $3::text[], $4::text[], $5::text[]) WITH ORDINALITY
-    AS n (partition, "offset", action, record, comment, place) ORDER BY place"""
-_LETTER = """
-d.ticket_partition, d.ticket_offset, d.state, d.reason, d.error_message, d.attempt_count, d.redrive_ticket,
-d.first_failed_at, d.last_failed_at, d.next_attempt_at"""
-_LOCKED = f"""
-SELECT {_LETTER} FROM dead_letter d
-WHERE (ticket_partition, ticket_offset) IN (SELECT * FROM unnest($1::int[], $2::bigint[]))
-ORDER BY ticket_partition, ticket_offset FOR UPDATE OF d"""
-_LETTER_ROWS = """
-unnest($1::int[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::int[], $7::text[], $8::timestamptz[],
-    $9::timestamptz[], $10::timestamptz[]"""
-_LETTER_NAMES = """
-partition, "offset", state, reason, error_message, attempt_count, redrive_ticket, first_failed_at, last_failed_at,
-    next_attempt_at"""
 _INSERT = f"""
 INSERT INTO dead_letter (ticket_partition, ticket_offset, state, reason, error_message, attempt_count, redrive_ticket,
-    first_failed_at, last_failed_at, next_attempt_at, key, value, headers, record_time, coupon_id, user_id,
+    first_failed_at, last_failed_at, next_attempt_at, publishing, key, value, headers, record_time, coupon_id, user_id,
     request_id, trace_id)
-SELECT {_LETTER_NAMES}, key, value, headers::json, record_time, coupon_id, user_id, request_id, trace_id
-FROM {_LETTER_ROWS}, $11::bytea[], $12::bytea[], $13::text[], $14::timestamptz[], $15::text[], $16::text[],
-    $17::text[], $18::text[])
-    AS n ({_LETTER_NAMES}, key, value, headers, record_time, coupon_id, user_id, request_id, trace_id)
+SELECT {LETTER_NAMES}, key, value, headers::json, record_time, coupon_id, user_id, request_id, trace_id
+FROM {LETTER_ROWS}, $12::bytea[], $13::bytea[], $14::text[], $15::timestamptz[], $16::text[], $17::text[],
+    $18::text[], $19::text[])
+    AS n ({LETTER_NAMES}, key, value, headers, record_time, coupon_id, user_id, request_id, trace_id)
 ON CONFLICT DO NOTHING"""
-_UPDATE = f"""
-UPDATE dead_letter d SET state = n.state, reason = n.reason, error_message = n.error_message,
-    attempt_count = n.attempt_count, redrive_ticket = n.redrive_ticket, first_failed_at = n.first_failed_at,
-    last_failed_at = n.last_failed_at, next_attempt_at = n.next_attempt_at, version = d.version + 1
-FROM {_LETTER_ROWS}) AS n ({_LETTER_NAMES})
-WHERE d.ticket_partition = n.partition AND d.ticket_offset = n."offset\""""
 _UPDATE_CONTENT = """
 UPDATE dead_letter SET key = $3, value = $4, headers = $5::text::json, record_time = $6, coupon_id = $7, user_id = $8,
     request_id = $9, trace_id = $10
 WHERE ticket_partition = $1 AND ticket_offset = $2"""
+_CLAIM = """
+UPDATE dead_letter SET publishing = true
+WHERE (ticket_partition, ticket_offset) IN (
+    SELECT ticket_partition, ticket_offset FROM dead_letter
+    WHERE state = 'RETRYING' AND next_attempt_at <= $1 AND NOT publishing
+    ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED
+)"""
 _DUE = f"""
-SELECT {_LETTER}, d.key, d.value, d.headers::text AS headers, d.record_time, d.coupon_id, d.user_id, d.request_id,
-    d.trace_id, c.topic_partition
-FROM dead_letter d LEFT JOIN coupon c USING (coupon_id)
-WHERE d.state = 'RETRYING' AND d.next_attempt_at <= $1
-ORDER BY d.next_attempt_at LIMIT $2 FOR UPDATE OF d SKIP LOCKED"""
-# LATERAL with a LIMIT, so that each of the few that wait is looked up by index, however large the tables of verdicts.
+SELECT {LETTER}, {CONTENT}, d.corrected_value, d.corrected_headers::text AS corrected_headers, d.corrected_coupon_id,
+    c.topic_partition, v.settled_partition, v.settled_offset, v.verdict
+FROM dead_letter d LEFT JOIN coupon c ON c.coupon_id = coalesce(d.corrected_coupon_id, d.coupon_id)
+    LEFT JOIN {VERDICT} ON true
+WHERE d.state = 'RETRYING' AND d.next_attempt_at <= $1 AND d.publishing
+ORDER BY d.next_attempt_at, d.ticket_partition, d.ticket_offset LIMIT $2 FOR UPDATE OF d SKIP LOCKED"""
 _SETTLED = f"""
-SELECT {_LETTER}, v.settled_partition, v.settled_offset, v.verdict
-FROM dead_letter d
-CROSS JOIN LATERAL (
-    SELECT ticket_partition, ticket_offset, 'ISSUED' FROM user_coupon
-    WHERE redrive_of = d.ticket_partition || '-' || d.ticket_offset
-    UNION ALL
-    SELECT ticket_partition, ticket_offset, reason FROM rejected_issue
-    WHERE redrive_of = d.ticket_partition || '-' || d.ticket_offset AND reason <> 'PARKED'
-    UNION ALL
-    SELECT ticket_partition, ticket_offset, result FROM coupon_change
-    WHERE redrive_of = d.ticket_partition || '-' || d.ticket_offset
-    ORDER BY 1, 2 LIMIT 1
-) AS v (settled_partition, settled_offset, verdict)
+SELECT {LETTER}, v.settled_partition, v.settled_offset, v.verdict
+FROM dead_letter d CROSS JOIN {VERDICT}
 WHERE d.state = 'REDRIVEN'
 LIMIT $1 FOR UPDATE OF d SKIP LOCKED"""
+_PARKED = """
+SELECT ticket_partition, ticket_offset FROM dead_letter
+WHERE state = 'PARKED' AND (ticket_partition, ticket_offset) > ($1, $2)
+ORDER BY ticket_partition, ticket_offset LIMIT $3"""
+_SETTLED_OF = f"""
+SELECT {LETTER}, v.settled_partition, v.settled_offset, v.verdict
+FROM dead_letter d CROSS JOIN {VERDICT}
+WHERE (d.ticket_partition, d.ticket_offset) IN (SELECT * FROM unnest($1::int[], $2::bigint[])) AND d.state = 'PARKED'
+FOR UPDATE OF d SKIP LOCKED"""
+_OVERDUE = f"""
+SELECT {LETTER} FROM dead_letter d
+WHERE d.state = 'RETRYING' AND d.next_attempt_at < $1
+ORDER BY d.next_attempt_at LIMIT $2 FOR UPDATE OF d SKIP LOCKED"""

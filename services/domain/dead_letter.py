@@ -3,9 +3,10 @@
     a failure ──► RETRYING ──redrive──► REDRIVEN ──a verdict──► RESOLVED
         │            ▲ │                    │
         │            │ └──too often, old──┐ │ the redrive's own failure: RETRYING or PARKED
-        └──► PARKED ◄┴────────────────────┴─┘                             (DISCARDED: an operator's word)
+        └──► PARKED ◄┴────────────────────┴─┘
 
-What an operator has decided stays: a failure that is told again, or late, changes no state behind RETRYING.
+An operator's word: retry or correct leads from PARKED to RETRYING, discard from either to DISCARDED. What they have
+decided stays: a failure that is told again, or late, changes no state behind RETRYING.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class DeadLetterState(StrEnum):
 
 
 class WrongState(Exception):
-    """This can't be done with a dead letter in its state."""
+    """This can't be done with a dead letter in its state; the message says why, for the caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """All failures of one original record. `redrive` is the record that redrove it last."""
+    """All failures of one original record. `redrive` is the record that redrove it last.
+
+    `publishing`: a redrive may be in the line that is not noted in `redrive`: its publication was begun, and how it
+    ended is not known.
+    """
 
     original: Ticket
     state: DeadLetterState
@@ -63,6 +68,7 @@ class DeadLetter:
     first_failed_us: int
     last_failed_us: int
     next_attempt_us: int | None
+    publishing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +127,40 @@ def file(letter: DeadLetter | None, failure: Failure, policy: RetryPolicy, *, no
     return Filed(retrying, f"failure {failed.attempt_count} of {policy.attempts_max}")
 
 
+def retry(letter: DeadLetter, *, now_us: int) -> DeadLetter:
+    """An operator wants it tried again now, with the bytes that it has. Raises WrongState."""
+    _require(letter, DeadLetterState.PARKED, DeadLetterState.RETRYING)
+    return replace(letter, state=DeadLetterState.RETRYING, next_attempt_us=now_us)
+
+
+def correct(letter: DeadLetter, *, now_us: int) -> DeadLetter:
+    """An operator wants it tried again now, with other bytes. Raises WrongState.
+
+    Only while no redrive of it can be on its way: another partition of the line would not know that it had been
+    settled, and the person would be given both what was asked and what was corrected.
+    """
+    _require(letter, DeadLetterState.PARKED)
+    if letter.publishing:
+        raise WrongState(f"a redrive of dead letter {letter.original} may be in the line: retry it as it is")
+    return replace(letter, state=DeadLetterState.RETRYING, next_attempt_us=now_us)
+
+
+def discard(letter: DeadLetter) -> DeadLetter:
+    """An operator gives it up. A redrive that may be in the line gets its verdict all the same. Raises WrongState."""
+    _require(letter, DeadLetterState.PARKED, DeadLetterState.RETRYING)
+    return replace(letter, state=DeadLetterState.DISCARDED, next_attempt_us=None)
+
+
+def shelve(letter: DeadLetter) -> DeadLetter:
+    """It has been due for so long that an operator may have decided otherwise since. Raises WrongState."""
+    _require(letter, DeadLetterState.RETRYING)
+    return replace(letter, state=DeadLetterState.PARKED, next_attempt_us=None)
+
+
 def redrive(letter: DeadLetter, ticket: Ticket) -> DeadLetter:
     """It is in the line again, as the record of that ticket. Raises WrongState."""
     _require(letter, DeadLetterState.RETRYING)
-    return replace(letter, state=DeadLetterState.REDRIVEN, redrive=ticket, next_attempt_us=None)
+    return replace(letter, state=DeadLetterState.REDRIVEN, redrive=ticket, next_attempt_us=None, publishing=False)
 
 
 def postpone(letter: DeadLetter, backoff: Backoff, *, now_us: int, random01: float) -> DeadLetter:
@@ -133,10 +169,14 @@ def postpone(letter: DeadLetter, backoff: Backoff, *, now_us: int, random01: flo
     return replace(letter, next_attempt_us=_next_attempt_us(letter.attempt_count, backoff, now_us, random01))
 
 
-def resolve(letter: DeadLetter) -> DeadLetter:
-    """Its redrive has a verdict. Raises WrongState."""
-    _require(letter, DeadLetterState.REDRIVEN)
-    return replace(letter, state=DeadLetterState.RESOLVED)
+def resolve(letter: DeadLetter, settled: Ticket) -> DeadLetter:
+    """A redrive of it has a verdict, the record `settled`; in an older database also one that was not noted.
+
+    What is DISCARDED stays so. Raises WrongState.
+    """
+    _require(letter, DeadLetterState.REDRIVEN, DeadLetterState.PARKED, DeadLetterState.RETRYING)
+    redriven = letter.redrive or settled
+    return replace(letter, state=DeadLetterState.RESOLVED, redrive=redriven, next_attempt_us=None, publishing=False)
 
 
 def _awaits(letter: DeadLetter, failure: Failure) -> bool:
@@ -166,6 +206,6 @@ def _next_attempt_us(attempt_count: int, backoff: Backoff, now_us: int, random01
     return now_us + round(backoff.wait_s(attempt_count, random01) * 1_000_000)
 
 
-def _require(letter: DeadLetter, state: DeadLetterState) -> None:
-    if letter.state is not state:
-        raise WrongState(f"dead letter {letter.original} is {letter.state}, not {state}")
+def _require(letter: DeadLetter, *states: DeadLetterState) -> None:
+    if letter.state not in states:
+        raise WrongState(f"dead letter {letter.original} is {letter.state}, not {' or '.join(states)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSON
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration; services refuse to start on another."""
 
 metadata = sa.MetaData()
@@ -130,6 +130,16 @@ dead_letter = sa.Table(
     _time("last_failed_at"),
     _time("next_attempt_at", nullable=True),
     sa.Column("version", sa.BigInteger, nullable=False, server_default="1"),
+    sa.Column("corrected_value", sa.LargeBinary, comment="What a redrive publishes instead of value, once corrected"),
+    sa.Column("corrected_headers", JSON, comment="Likewise, as headers"),
+    sa.Column("corrected_coupon_id", sa.Text, comment="Likewise, and the record's key"),
+    sa.Column(
+        "publishing",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.false(),
+        comment="Whether a redrive may be in the line that redrive_ticket does not know of",
+    ),
     sa.PrimaryKeyConstraint("ticket_partition", "ticket_offset", name="dead_letter_pkey"),
     sa.CheckConstraint(
         "state IN ('RETRYING', 'PARKED', 'REDRIVEN', 'RESOLVED', 'DISCARDED')", name="dead_letter_state_check"
@@ -147,6 +157,8 @@ dead_letter_action = sa.Table(
     sa.Column("caller", sa.Text, nullable=False),
     sa.Column("comment", sa.Text, nullable=False, server_default=""),
     _time("acted_at", now=True),
+    sa.Column("request_id", sa.Text, comment="Of the operator's call"),
+    sa.Column("payload_hash", sa.LargeBinary, comment="Of the operator's call"),
 )
 
 replay_job = sa.Table(
@@ -181,3 +193,20 @@ sa.Index(
     unique=True,
     postgresql_where=sa.text("action = 'FAILED'"),
 )
+sa.Index(
+    "dead_letter_action_request_key",
+    dead_letter_action.c.ticket_partition,
+    dead_letter_action.c.ticket_offset,
+    dead_letter_action.c.request_id,
+    unique=True,
+    postgresql_where=dead_letter_action.c.request_id.is_not(None),
+)
+sa.Index(
+    "dead_letter_action_letter_idx",
+    dead_letter_action.c.ticket_partition,
+    dead_letter_action.c.ticket_offset,
+    dead_letter_action.c.id,
+)
+for _column in (dead_letter.c.reason, dead_letter.c.coupon_id, dead_letter.c.user_id):
+    sa.Index(f"dead_letter_{_column.name}_idx", _column, dead_letter.c.ticket_partition, dead_letter.c.ticket_offset)
+sa.Index("dead_letter_failed_idx", dead_letter.c.last_failed_at)

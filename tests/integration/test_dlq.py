@@ -22,15 +22,16 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from services.dlq.__main__ import RETRY_AGE_US_MAX
 from services.dlq.__main__ import serve as serve_dlq
 from services.dlq.consumer import PartitionFiler
+from services.dlq.operator_store import FIRST, LetterFilter, OperatorStore, retry_many
 from services.dlq.store import DeadLetterStore, Due
-from services.domain.dead_letter import RetryPolicy, postpone
+from services.domain.dead_letter import DeadLetterState, RetryPolicy, postpone
 from services.domain.model import ParkReason, Ticket
 from services.domain.retry import Backoff
 from services.ledger.__main__ import serve as serve_ledger
 from services.runtime import kafka, wire
 from services.runtime.config import Common, DlqConfig, LedgerConfig
 from services.runtime.kafka import Message, PartitionReader, Record, RecordProducer, Topics
-from services.runtime.postgres import create_engine
+from services.runtime.postgres import connection, create_engine
 from stack import ServiceProcess, Stack, free_port
 from tests.conftest import TEST_PARTITIONS
 
@@ -499,6 +500,39 @@ async def test_what_could_not_be_published_is_tried_later(bench: Bench) -> None:
     (row,) = (await bench.letters()).values()
     assert (row["state"], row["attempt_count"]) == ("RETRYING", 1)
     assert row["next_attempt_at"].timestamp() == later_us / 1_000_000 + 10
+
+
+async def test_many_are_retried_at_once_but_for_those_that_somebody_has_locked(bench: Bench) -> None:
+    reasons = (ParkReason.BAD_ID, ParkReason.BAD_ID, ParkReason.INTERNAL, ParkReason.EMPTY, ParkReason.BAD_ID)
+    for offset, reason in enumerate(reasons):
+        await bench.fail(Ticket(HOME, offset), issue(f"u{offset}"), reason)
+    async with bench.dlq(base_ms=3_600_000, cap_ms=3_600_000):
+        await bench.dlq_is_read(HOME)
+    engine = create_engine(bench.dsn, "test", pool_size=2)
+    asked = [Ticket(HOME, offset) for offset in (4, 0, 1, 2, 77)]
+
+    async def retried() -> list[Ticket]:
+        async with connection(engine) as db, db.transaction():
+            now_us = time.time_ns() // 1_000
+            return await retry_many(db, asked, now_us=now_us, caller="ann", comment="fixed")
+
+    async with connection(engine) as other, other.transaction():
+        await other.execute("SELECT 1 FROM dead_letter WHERE ticket_offset = 1 FOR UPDATE")
+        assert await retried() == [Ticket(HOME, 0), Ticket(HOME, 4)]
+    assert await retried() == [Ticket(HOME, 1)]
+    assert await retried() == []
+    store = OperatorStore(engine)
+    retrying = LetterFilter(
+        state=DeadLetterState.RETRYING, reason=ParkReason.BAD_ID, failed_before_us=time.time_ns() // 1_000
+    )
+    assert [letter.original.offset for letter in await store.letters(retrying, FIRST, 10)] == [0, 1, 4]
+    parked = LetterFilter(state=DeadLetterState.PARKED, coupon_id=COUPON, user_id="u3", failed_after_us=1)
+    assert [letter.original.offset for letter in await store.letters(parked, FIRST, 10)] == [3]
+    await engine.dispose()
+    done = await bench.fetch("SELECT ticket_offset, action, comment FROM dead_letter_action WHERE caller = 'ann'")
+    assert [tuple(row) for row in done] == [(offset, "RETRYING", "fixed") for offset in (0, 4, 1)]
+    async with bench.dlq(base_ms=3_600_000, cap_ms=3_600_000):
+        await states_become(bench, "REDRIVEN", "REDRIVEN", "RETRYING", "PARKED", "REDRIVEN")
 
 
 async def test_lost_connections_lose_nothing(bench: Bench) -> None:

@@ -13,10 +13,14 @@ from services.domain.dead_letter import (
     Failure,
     RetryPolicy,
     WrongState,
+    correct,
+    discard,
     file,
     postpone,
     redrive,
     resolve,
+    retry,
+    shelve,
 )
 from services.domain.model import ParkReason, Ticket
 from services.domain.retry import Backoff
@@ -124,7 +128,50 @@ def test_failures_keep_their_first_and_last_time() -> None:
 def test_a_redrive_waits_for_its_verdict_and_is_resolved_by_it() -> None:
     letter = redriven()
     assert (letter.state, letter.redrive, letter.next_attempt_us) == (DeadLetterState.REDRIVEN, FIRST, None)
-    assert resolve(letter).state is DeadLetterState.RESOLVED
+    assert resolve(letter, FIRST).state is DeadLetterState.RESOLVED
+
+
+def test_a_verdict_of_a_redrive_that_was_not_noted_resolves_too() -> None:
+    for state in (DeadLetterState.PARKED, DeadLetterState.RETRYING):
+        letter = resolve(replace(retrying(), state=state, publishing=True), SECOND)
+        assert (letter.state, letter.redrive, letter.next_attempt_us) == (DeadLetterState.RESOLVED, SECOND, None)
+        assert not letter.publishing
+    assert resolve(redriven(), SECOND).redrive == FIRST
+
+
+def test_an_operator_has_it_tried_again_now_though_it_failed_too_often() -> None:
+    for before in (retrying(), replace(retrying(), state=DeadLetterState.PARKED, attempt_count=9)):
+        letter = retry(before, now_us=NOW_US)
+        assert (letter.state, letter.next_attempt_us) == (DeadLetterState.RETRYING, NOW_US)
+        assert letter.attempt_count == before.attempt_count
+    exhausted = redrive(letter, SECOND)
+    assert filed(exhausted, failure(SECOND)).state is DeadLetterState.PARKED
+
+
+def test_only_a_parked_one_that_cannot_be_in_the_line_is_corrected() -> None:
+    parked = replace(retrying(), state=DeadLetterState.PARKED, next_attempt_us=None)
+    assert correct(parked, now_us=NOW_US) == replace(parked, state=DeadLetterState.RETRYING, next_attempt_us=NOW_US)
+    with pytest.raises(WrongState, match="may be in the line"):
+        correct(replace(parked, publishing=True), now_us=NOW_US)
+    with pytest.raises(WrongState, match="is RETRYING, not PARKED"):
+        correct(retrying(), now_us=NOW_US)
+
+
+def test_what_waits_can_be_discarded() -> None:
+    for state in (DeadLetterState.PARKED, DeadLetterState.RETRYING):
+        letter = discard(replace(retrying(), state=state))
+        assert (letter.state, letter.next_attempt_us) == (DeadLetterState.DISCARDED, None)
+
+
+@pytest.mark.parametrize("state", [DeadLetterState.REDRIVEN, DeadLetterState.RESOLVED, DeadLetterState.DISCARDED])
+def test_what_is_under_way_or_done_is_no_operators_to_change(state: DeadLetterState) -> None:
+    for change in (lambda x: retry(x, now_us=NOW_US), lambda x: correct(x, now_us=NOW_US), discard):
+        with pytest.raises(WrongState):
+            change(in_state(state))
+
+
+def test_what_was_due_long_ago_is_parked() -> None:
+    assert (shelve(retrying()).state, shelve(retrying()).next_attempt_us) == (DeadLetterState.PARKED, None)
 
 
 def test_what_could_not_be_published_waits_again_without_another_failure() -> None:
@@ -140,7 +187,7 @@ def test_only_a_retrying_one_is_redriven(state: DeadLetterState) -> None:
         postpone(in_state(state), POLICY.backoff, now_us=NOW_US, random01=0)
 
 
-@pytest.mark.parametrize("state", [s for s in DeadLetterState if s is not DeadLetterState.REDRIVEN])
-def test_only_a_redriven_one_is_resolved(state: DeadLetterState) -> None:
+@pytest.mark.parametrize("state", [DeadLetterState.RESOLVED, DeadLetterState.DISCARDED])
+def test_what_is_resolved_or_discarded_stays_so(state: DeadLetterState) -> None:
     with pytest.raises(WrongState):
-        resolve(in_state(state))
+        resolve(in_state(state), FIRST)
