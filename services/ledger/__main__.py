@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 
 from services.ledger.consumer import PartitionLedger
+from services.ledger.rebuild import rebuild
+from services.ledger.state_hash import state_hash
 from services.ledger.store import LedgerStore
 from services.runtime import lifecycle
 from services.runtime.config import LedgerConfig, ledger_config
@@ -45,5 +48,17 @@ async def serve(config: LedgerConfig, stopping: asyncio.Event) -> None:
         await health.stop()
 
 
+COMMANDS = {"serve": serve, "rebuild": rebuild, "state-hash": state_hash}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m services.ledger", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.description = """serve: settle the line (what is done without a command)
+rebuild: fill an empty, migrated database from Kafka alone; goes on where one was stopped
+state-hash: print a hash of the books, the same for the same verdicts"""
+    parser.add_argument("command", nargs="?", choices=COMMANDS, default="serve")
+    lifecycle.main("ledger", ledger_config, lambda config: config.common, COMMANDS[parser.parse_args().command])
+
+
 if __name__ == "__main__":
-    lifecycle.main("ledger", ledger_config, lambda config: config.common, serve)
+    main()

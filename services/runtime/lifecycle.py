@@ -35,6 +35,10 @@ class StartupError(Exception):
     """The service can't start; the message says what to do."""
 
 
+class Unfinished(Exception):
+    """A command that ends by itself could not finish; the message says what to do."""
+
+
 class Stopped(Exception):
     """Told to stop before it had started."""
 
@@ -58,6 +62,9 @@ def main(
         uvloop.run(_run(service, config, serve))
     except (StartupError, WrongTopics, WrongRevision) as error:
         log.critical("not_started", reason=str(error))
+        sys.exit(f"{service}: {error}")
+    except Unfinished as error:
+        log.error("unfinished", reason=str(error))
         sys.exit(f"{service}: {error}")
     finally:
         telemetry.shutdown()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import NamedTuple
@@ -154,7 +155,12 @@ def decode(record: Record, partition: int) -> LineRecord:
     try:
         return _decode(record)
     except Exception as error:  # an unexpected one on one record: park it, the retryable way
-        return _unprocessable(record, ParkReason.INTERNAL, printable(f"{type(error).__name__}: {error}"))
+        lost = _unprocessable(record, ParkReason.INTERNAL, printable(f"{type(error).__name__}: {error}"))
+        with contextlib.suppress(Exception):
+            # As a release has them that can read the record, and finds it on the DLQ.
+            coupon_id, user_id, request_id = ids_of(record.headers, record.value)
+            return replace(lost, coupon_id=coupon_id, user_id=user_id, request_id=request_id)
+        return lost
 
 
 def _decode(record: Record) -> LineRecord:
