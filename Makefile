@@ -89,6 +89,9 @@ proto: $(VENV)/.ready ## generate the code beside the .proto files again
 docs/errors.md: $(VENV)/.ready services/runtime/rpc_errors.py
 	@$(BIN)/python -m services.runtime.rpc_errors >$@
 
+docs/metrics.md: $(VENV)/.ready services/runtime/metrics.py
+	@$(BIN)/python -m services.runtime.metrics >$@
+
 .PHONY: requirements
 requirements: ## pin requirements*.in again, with hashes (needs uv)
 	@for f in requirements requirements-dev; do uv pip compile --universal --python-version 3.11 --generate-hashes \

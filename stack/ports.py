@@ -28,6 +28,9 @@ class Ports:
     ledger_health: int = 50052
     dlq: int = 50053
     dlq_health: int = 50063
+    issuer_metrics: int = 9464
+    ledger_metrics: int = 9465
+    dlq_metrics: int = 9466
 
     @classmethod
     def free(cls) -> "Ports":

@@ -145,16 +145,16 @@ class Services:
             "FIRSTCOME_AUTH": "off",
         }
         chosen = {
-            "issuer": (self.ports.issuer, self.ports.issuer_health),
-            "ledger": (None, self.ports.ledger_health),
-            "dlq": (self.ports.dlq, self.ports.dlq_health),
+            "issuer": (self.ports.issuer, self.ports.issuer_health, self.ports.issuer_metrics),
+            "ledger": (None, self.ports.ledger_health, self.ports.ledger_metrics),
+            "dlq": (self.ports.dlq, self.ports.dlq_health, self.ports.dlq_metrics),
         }
         self.processes: dict[str, ServiceProcess] = {}
         self._listens: list[tuple[int, str]] = []
         for name in names:
-            main, health = chosen[name]
-            self._listens.append((health, f"the health of {name}"))
-            own = {"FIRSTCOME_HEALTH_LISTEN": f"{HOST}:{health}"}
+            main, health, metrics = chosen[name]
+            self._listens += [(health, f"the health of {name}"), (metrics, f"the metrics of {name}")]
+            own = {"FIRSTCOME_HEALTH_LISTEN": f"{HOST}:{health}", "FIRSTCOME_METRICS_LISTEN": f"{HOST}:{metrics}"}
             if main is not None:
                 own["FIRSTCOME_LISTEN"] = f"{HOST}:{main}"
                 self._listens.append((main, name))

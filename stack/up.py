@@ -114,6 +114,14 @@ def describe(owner: Owner) -> str:
         f"ISSUER health {HOST}:{ports.issuer_health}",
         f"LEDGER health {HOST}:{ports.ledger_health}",
         f"DLQ health {HOST}:{ports.dlq_health}",
+        *(
+            f"{name.upper()} metrics http://{HOST}:{port}/metrics"
+            for name, port in (
+                ("issuer", ports.issuer_metrics),
+                ("ledger", ports.ledger_metrics),
+                ("dlq", ports.dlq_metrics),
+            )
+        ),
         f"LOGS {_folder() / 'log'}",
         "The services run with FIRSTCOME_AUTH=off: whoever reaches these ports may do everything.",
         "Try:",

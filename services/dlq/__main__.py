@@ -7,10 +7,11 @@ import time
 
 from services.dlq.consumer import PartitionFiler
 from services.dlq.scheduler import PUBLISH_TIMEOUT_S, RedriveScheduler
+from services.dlq.stock_taking import StockTaking
 from services.dlq.store import DeadLetterStore
 from services.domain.dead_letter import RetryPolicy
 from services.domain.retry import Backoff
-from services.runtime import lifecycle
+from services.runtime import lifecycle, metrics, postgres
 from services.runtime.config import DlqConfig, dlq_config
 from services.runtime.grpc_server import GrpcServer
 from services.runtime.health import Health
@@ -33,6 +34,9 @@ async def serve(config: DlqConfig, stopping: asyncio.Event) -> None:
     producer = RecordProducer(common.kafka_bootstrap, "dlq", delivery_timeout_s=PUBLISH_TIMEOUT_S)
     backoff = Backoff(base_s=config.backoff_base_ms / 1_000, cap_s=config.backoff_cap_ms / 1_000)
     policy = RetryPolicy(config.attempts_max, backoff, RETRY_AGE_US_MAX)
+    sampler = metrics.sampler()
+    for sample in (server.observe, lambda: postgres.observe(engine)):
+        sampler.add(sample)
     await health.start(common.health_listen)
     try:
         partition_count = await lifecycle.wait_for_dependencies(common, engine, stopping)
@@ -45,11 +49,14 @@ async def serve(config: DlqConfig, stopping: asyncio.Event) -> None:
 
         group = f"{common.topic_prefix}{GROUP}"
         workers = PartitionWorkers(common.kafka_bootstrap, "dlq", group, topics.dlq, filer, health)
+        sampler.add(workers.observe)
+        sampler.start(StockTaking(engine).run())
         await server.start(config.listen, [])
         await health.set("", serving=True)
         await _work(workers, scheduler, health, stopping, common.drain_timeout_s)
     finally:
         await health.leave()
+        await sampler.stop()
         await server.stop(common.drain_timeout_s)
         await producer.stop()
         await engine.dispose()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from services.dlq.rows import Content
 from services.dlq.store import DeadLetterStore, Filing
 from services.domain.dead_letter import DeadLetter, Failure, Filed, RetryPolicy, file
-from services.runtime import telemetry, wire
+from services.runtime import metrics, telemetry, wire
 from services.runtime.kafka import PartitionReader, Record, Topics
 from services.runtime.partitions import PartitionWorker
 from services.runtime.progress import Position, check_log, poll_behind
@@ -42,6 +42,7 @@ class PartitionFiler(PartitionWorker):
         while not self._stopping.is_set():
             records = await poll_behind(self._dlq, position, max_records=BATCH_RECORDS_MAX, timeout_ms=IDLE_MS)
             if records:
+                self.waiting.begun(records[0].offset, records[0].timestamp_ms)
                 position = await self._file(position, records)
                 self.settled_offset = position.next_offset
             self._pace.succeeded()
@@ -50,14 +51,18 @@ class PartitionFiler(PartitionWorker):
         filings = [filing for record in records if (filing := self._filing(record)) is not None]
         after = position.behind(records[-1])
         with telemetry.process_batch(self._topics.dlq, self._partition, records):
-            for letter in await self._store.file(position, after, filings, self._decide):
-                self.log.info(
+            letters = await self._store.file(position, after, filings, self._decide)
+            for letter in letters:
+                metrics.FILED.add(1, letter.reason, letter.state)
+                self.log.debug(
                     "dead_letter_filed",
                     ticket=str(letter.original),
                     reason=letter.reason,
                     state=letter.state,
                     attempt_count=letter.attempt_count,
                 )
+            if letters:
+                self.log.info("dead_letters_filed", count=len(letters), until_offset=records[-1].offset)
         skipped = len(records) - len(filings)
         if skipped:
             self.log.warning("dead_letters_skipped", count=skipped, until_offset=records[-1].offset)

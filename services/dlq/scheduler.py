@@ -12,7 +12,7 @@ from services.dlq.store import DeadLetterStore, Due
 from services.domain.dead_letter import DeadLetter, postpone
 from services.domain.model import Ticket
 from services.domain.retry import Backoff
-from services.runtime import wire
+from services.runtime import metrics, wire
 from services.runtime.kafka import KafkaAway, Message, RecordProducer, home_partition
 from services.runtime.log import get_logger
 from services.runtime.pace import Pace
@@ -86,8 +86,11 @@ class RedriveScheduler:
 
     async def _resolve(self) -> bool:
         resolved = await self._store.resolve(RESOLVE_ROWS_MAX)
+        metrics.RESOLVED.add(len(resolved))
         for ticket in resolved:
-            log.info("dead_letter_resolved", ticket=str(ticket))
+            log.debug("dead_letter_resolved", ticket=str(ticket))
+        if resolved:
+            log.info("dead_letters_resolved", count=len(resolved), first=str(resolved[0]))
         return len(resolved) == RESOLVE_ROWS_MAX
 
     async def _publish(self, due: Sequence[Due]) -> Mapping[Ticket, Ticket]:
@@ -109,9 +112,11 @@ class RedriveScheduler:
             log.warning("redrives_postponed", partition=partition, count=len(due), error=str(error))
             self._refused = error
             return {}
+        metrics.REDRIVES.add(len(due))
+        log.info("dead_letters_redriven", partition=partition, count=len(due), first=str(due[0].letter.original))
         tickets = [Ticket(partition, one.offset) for one in appended]
         for one, ticket in zip(due, tickets, strict=True):
-            log.info("redriven", ticket=str(one.letter.original), redrive_ticket=str(ticket))
+            log.debug("redriven", ticket=str(one.letter.original), redrive_ticket=str(ticket))
         return {one.letter.original: ticket for one, ticket in zip(due, tickets, strict=True)}
 
     def _target(self, due: Due) -> int:

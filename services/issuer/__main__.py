@@ -10,11 +10,12 @@ from services.issuer.admission import Admission
 from services.issuer.changes import ChangePath
 from services.issuer.issue import IssuePath
 from services.issuer.line import Line
+from services.issuer.lookout import Lookout
 from services.issuer.outcomes import OutcomesTail
 from services.issuer.reading import Reading
 from services.issuer.servicers import CouponServicer, IssuerServicer
 from services.issuer.store import IssuerStore
-from services.runtime import lifecycle
+from services.runtime import lifecycle, metrics, postgres
 from services.runtime.config import IssuerConfig, issuer_config
 from services.runtime.grpc_server import GrpcServer
 from services.runtime.health import Health
@@ -35,6 +36,8 @@ async def serve(config: IssuerConfig, stopping: asyncio.Event) -> None:
     producer = RecordProducer(common.kafka_bootstrap, "issuer")
     await health.start(common.health_listen)
     tail_stopping = asyncio.Event()
+    sampler = metrics.sampler()
+    sampler.add(lambda: postgres.observe(engine))
     try:
         partition_count = await lifecycle.wait_for_dependencies(common, engine, stopping)
         await producer.start()
@@ -55,6 +58,10 @@ async def serve(config: IssuerConfig, stopping: asyncio.Event) -> None:
         change_path = ChangePath(admission, line, tail, store)
         coupon_pb2_grpc.add_CouponServiceServicer_to_server(CouponServicer(change_path, reading), server.server)
 
+        lookout = Lookout(store, tail, line, admission.hot)
+        for sample in (server.observe, tail.observe, lookout.observe):
+            sampler.add(sample)
+        sampler.start(lookout.run())
         following = asyncio.create_task(tail.run(tail_stopping))
         await lifecycle.first(following, stopping, tail.ready())
         if not stopping.is_set():
@@ -69,6 +76,7 @@ async def serve(config: IssuerConfig, stopping: asyncio.Event) -> None:
         await line.stop()
     finally:
         tail_stopping.set()
+        await sampler.stop()
         await producer.stop()
         await engine.dispose()
         await health.stop()

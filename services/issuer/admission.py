@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from services.domain.decide import refusal
 from services.domain.model import Coupon, CouponId, Reason, RequestId, Ticket
+from services.issuer.hot import HotCoupons
 from services.issuer.outcomes import OutcomesTail
 from services.issuer.store import Granted, IssuerStore, Key
 from services.runtime.coalesce import Coalescer
@@ -52,9 +53,10 @@ class Admission:
         self._store = store
         self._tail = tail
         self._partition_count = partition_count
+        self.hot = HotCoupons()
         self._cache: dict[CouponId, _Cached] = {}
         self._look_ups = Coalescer[Key, Known](
-            self._look_up, batch_max=LOOK_UP_BATCH_MAX, waiting_max=LOOK_UPS_WAITING_MAX
+            self._look_up, batch_max=LOOK_UP_BATCH_MAX, waiting_max=LOOK_UPS_WAITING_MAX, queue="look_up"
         )
         tail.on_coupon = self._told
 
@@ -71,6 +73,7 @@ class Admission:
         # Kept apart: what is told of a coupon while the query runs ends its state in the cache.
         fresh = {coupon_id: cached.coupon for coupon_id, _ in keys if (cached := self._fresh(coupon_id, now_s))}
         stale = {coupon_id for coupon_id, _ in keys if coupon_id not in fresh}
+        self.hot.asked(coupon_id for coupon_id, _ in keys)
         # Before the query: what is settled while it runs must not make its answer look old.
         seen = self._tail.seen()
         # With the progress each time, also for fresh states: who has won is looked up in these very tables.

@@ -73,7 +73,7 @@ class IssuePath:
         self._unsettled_max = unsettled_max
         # A stopped ledger lets all waiting calls time out together: their looks into the tables go together, too.
         self._verdicts = Coalescer[Ticket, Verdict | None](
-            store.verdicts, batch_max=VERDICT_BATCH_MAX, waiting_max=VERDICTS_WAITING_MAX
+            store.verdicts, batch_max=VERDICT_BATCH_MAX, waiting_max=VERDICTS_WAITING_MAX, queue="verdicts"
         )
 
     async def issue(self, calls: Sequence[IssueCall], caller: Caller) -> list[Answer]:

@@ -77,4 +77,4 @@ class Line:
             self._ends[partition] = max(appended[-1].offset + 1, self._ends.get(partition, 0))
             return appended
 
-        return Coalescer(append, batch_max=APPEND_BATCH_MAX, waiting_max=APPENDS_WAITING_MAX)
+        return Coalescer(append, batch_max=APPEND_BATCH_MAX, waiting_max=APPENDS_WAITING_MAX, queue="append")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from coupon.v1 import events_pb2
 from google.protobuf.message import DecodeError
 
 from services.domain.model import Coupon, CouponId, Reason, RequestId, Ticket, UserId
-from services.runtime import wire
+from services.runtime import metrics, wire
 from services.runtime.kafka import CE_TYPE, KafkaAway, OutOfLog, PartitionReader, Record
 from services.runtime.log import get_logger
 from services.runtime.pace import Pace
@@ -92,6 +93,7 @@ class OutcomesTail:
         self._waiter_count = 0
         self._seen: dict[int, int] = {}
         self._settled: dict[int, int] = {}
+        self._last: dict[int, Record] = {}
         self._positioned: set[int] = set()
         self._ready = asyncio.Event()
         self.on_coupon: Callable[[Coupon], None] = lambda coupon: None
@@ -113,6 +115,25 @@ class OutcomesTail:
     def settled(self, partition: int, next_offset: int) -> None:
         """The tables' own progress, which may be ahead of the outcomes."""
         self._settled[partition] = max(next_offset, self._settled.get(partition, 0))
+
+    def settled_offset(self, partition: int) -> int:
+        """Up to where the partition is known to be settled."""
+        return self._settled.get(partition, 0)
+
+    def last_told(self) -> list[Told]:
+        """The last outcome of each partition that has had any since the last time."""
+        records, self._last = self._last, {}
+        found: list[Told] = []
+        for record in records.values():
+            with contextlib.suppress(DecodeError, ValueError):  # not of this release's ledger
+                if (told := _parse(record)) is not None:
+                    found.append(told)
+        return found
+
+    def observe(self) -> None:
+        """Note how many wait."""
+        metrics.WAITERS.set(self._waiter_count)
+        metrics.WAITERS_MAX.set(self._waiters_max)
 
     def unsettled(self, partition: int, offset: int) -> int:
         """How many records of the partition are ahead of that offset and not known to be settled."""
@@ -167,6 +188,7 @@ class OutcomesTail:
                 pace.succeeded()
 
     def _read(self, partition: int, records: Sequence[Record]) -> None:
+        self._last[partition] = records[-1]
         highest = max((_line_offset(record) for record in records), default=-1)
         self._seen[partition] = max(highest, self._seen.get(partition, -1))
         self.settled(partition, highest + 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from coupon.v1 import coupon_pb2, coupon_pb2_grpc, events_pb2, issuer_pb2, issuer_pb2_grpc
@@ -14,10 +15,12 @@ from services.issuer.issue import Answer, Caller, IssuePath
 from services.issuer.outcomes import OutcomesTail
 from services.issuer.reading import Reading
 from services.issuer.watching import watch
+from services.runtime import metrics
 from services.runtime.auth import caller_name
 from services.runtime.paging import page_token
 from services.runtime.rpc_errors import Refusal
 
+_State = issuer_pb2.Issuance.State
 _Change = events_pb2.CouponChangeRequestedEvent
 
 
@@ -31,6 +34,7 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
         (answer,) = await self._path.issue([validation.issue_call(request)], _caller(context))
         if isinstance(answer, Refusal):
             raise answer
+        _count([answer])
         return answer
 
     async def BatchIssueCoupons(  # noqa: N802
@@ -40,15 +44,19 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
         results: list[issuer_pb2.IssueResult | None] = [None] * len(requests)
         calls: list[validation.IssueCall] = []
         places: list[int] = []
+        answers: list[Answer] = []
         for index, one in enumerate(requests):
             try:
                 calls.append(validation.issue_call(one))
                 places.append(index)
             except Refusal as refusal:
                 results[index] = _result(refusal)
+                answers.append(refusal)
         if calls:
             for index, answer in zip(places, await self._path.issue(calls, _caller(context)), strict=True):
                 results[index] = _result(answer)
+                answers.append(answer)
+        _count(answers)
         return issuer_pb2.BatchIssueCouponsResponse(results=[result for result in results if result is not None])
 
     async def GetIssuance(self, request: issuer_pb2.GetIssuanceRequest, context: Any) -> issuer_pb2.Issuance:  # noqa: N802
@@ -122,6 +130,13 @@ def _caller(context: Any) -> Caller:
     remaining_s = context.time_remaining()
     deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
     return Caller(context.invocation_metadata(), deadline_s)
+
+
+def _count(answers: Sequence[Answer]) -> None:
+    """Those of a call that is answered; whole calls that end with an error are counted where that is made."""
+    told = Counter(answer.reason if isinstance(answer, Refusal) else answer.state for answer in answers)
+    for answer, number in told.items():
+        metrics.ANSWERS.add(number, answer if isinstance(answer, str) else _State.Name(answer))
 
 
 def _result(answer: Answer) -> issuer_pb2.IssueResult:

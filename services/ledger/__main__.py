@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 
+from services.ledger.books import Books
 from services.ledger.consumer import PartitionLedger
 from services.ledger.rebuild import rebuild
 from services.ledger.state_hash import state_hash
 from services.ledger.store import LedgerStore
-from services.runtime import lifecycle
+from services.runtime import lifecycle, metrics, postgres
 from services.runtime.config import LedgerConfig, ledger_config
 from services.runtime.health import Health
 from services.runtime.kafka import PartitionReader, RecordProducer, Topics
@@ -25,6 +26,9 @@ async def serve(config: LedgerConfig, stopping: asyncio.Event) -> None:
     health = Health()
     engine = create_engine(common.postgres_dsn, "firstcome-ledger", pool_size=common.pool_size)
     producer = RecordProducer(common.kafka_bootstrap, "ledger")
+    sampler = metrics.sampler()
+    sampler.add(lambda: postgres.observe(engine))
+    metrics.PARKED_RUN_MAX.set(config.dead_letter_run_max)
     await health.start(common.health_listen)
     try:
         partition_count = await lifecycle.wait_for_dependencies(common, engine, stopping)
@@ -40,9 +44,12 @@ async def serve(config: LedgerConfig, stopping: asyncio.Event) -> None:
         await health.set("", serving=True)
         group = f"{common.topic_prefix}{GROUP}"
         workers = PartitionWorkers(common.kafka_bootstrap, "ledger", group, topics.line, ledger, health)
+        sampler.add(workers.observe)
+        sampler.start(Books(engine).run())
         await workers.run(stopping)
     finally:
         await health.leave()
+        await sampler.stop()
         await producer.stop()
         await engine.dispose()
         await health.stop()

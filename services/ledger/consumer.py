@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from services.domain.decide import park, park_known
 from services.domain.model import LineRecord, Parked, ParkReason, Unprocessable, Verdict, printable
+from services.ledger import tally
 from services.ledger.store import DeadLetterRun, LedgerStore, ParkedRun
-from services.runtime import failpoints, telemetry, wire
+from services.runtime import failpoints, metrics, telemetry, wire
+from services.runtime.instruments import Gauge
 from services.runtime.kafka import TRACEPARENT, KafkaAway, PartitionReader, Record, RecordProducer, Topics
 from services.runtime.partitions import PartitionWorker
 from services.runtime.postgres import BooksWrong, DatabaseRefused
@@ -82,6 +84,10 @@ class PartitionLedger(PartitionWorker):
         self._dlq_offset = 0
         self._began_s = -LINGER_S
 
+    def figures(self) -> Mapping[Gauge, float]:
+        unpublished = max(0, (self.settled_offset or 0) - self._published_offset)
+        return {**super().figures(), metrics.PARKED_RUN: self._run.length, metrics.UNPUBLISHED_RECORDS: unpublished}
+
     async def _work_from(self, position: Position) -> None:
         publishing: asyncio.Task[None] | None = None
         reading = asyncio.create_task(self._next_batch(position))
@@ -91,6 +97,7 @@ class PartitionLedger(PartitionWorker):
                 batch = await reading
                 if len(batch) > 0:
                     failpoints.reach("ledger.read")
+                    self.waiting.begun(batch.records[0].offset, batch.records[0].timestamp_ms)
                     # The next batch is read and decoded while PostgreSQL works on this one: only reading runs ahead.
                     reading = asyncio.create_task(self._next_batch(position.behind(batch.records[-1])))
                     settled = await self._settle(position, batch)  # the one transaction: before anything is told
@@ -148,6 +155,7 @@ class PartitionLedger(PartitionWorker):
     async def _settle(self, position: Position, batch: Batch, *, again: bool = False) -> Settled:
         """Settle the batch; what PostgreSQL can't store is bisected, left half first, until the one is found."""
         after = self._acknowledged(position.behind(batch.records[-1]))
+        began_s = time.monotonic()
         try:
             with telemetry.process_batch(self._topics.line, self._partition, batch.records):
                 verdicts, self._run = await self._store.settle(position, after, batch.decoded, self._run)
@@ -167,6 +175,7 @@ class PartitionLedger(PartitionWorker):
             self.log.error("books_doubted", error=str(error))
             return await self._settle(position, batch, again=True)
         self.settled_offset = after.next_offset
+        tally.count(batch.records, verdicts, time.monotonic() - began_s)
         if self._known:
             self._known = {offset: found for offset, found in self._known.items() if offset >= after.next_offset}
         return Settled(batch.records, verdicts, after)

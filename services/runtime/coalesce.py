@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from services.runtime import metrics
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -27,11 +29,13 @@ class Coalescer(Generic[T, R]):
     """
 
     def __init__(
-        self, call: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, batch_max: int, waiting_max: int
+        self, call: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, batch_max: int, waiting_max: int, queue: str
     ) -> None:
+        """`queue` names it in the metrics."""
         self._call = call
         self._batch_max = batch_max
         self._waiting_max = waiting_max
+        self._queue = queue
         self._waiting: deque[tuple[Sequence[T], asyncio.Future[Sequence[R]]]] = deque()
         self._waiting_count = 0
         self._runner: asyncio.Task[None] | None = None
@@ -69,6 +73,7 @@ class Coalescer(Generic[T, R]):
     async def _run_batch(
         self, batch: Sequence[tuple[Sequence[T], asyncio.Future[Sequence[R]]]], items: Sequence[T]
     ) -> None:
+        metrics.GATHERED.record(len(items), self._queue)
         try:
             results = await self._call(items)
         except Exception as error:

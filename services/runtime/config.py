@@ -53,6 +53,9 @@ class _Reader:
             self._faults.append(f"{name} is {value!r}: it must be <host>:<port>")
         return value
 
+    def address_or_off(self, name: str, default: str) -> str | None:
+        return None if self._environ.get(name) == "off" else self.address(name, default)
+
     def dsn(self, name: str) -> str:
         value = self.text(name)
         if value and not value.startswith(("postgresql://", "postgres://")):
@@ -79,7 +82,10 @@ class _Reader:
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """What every service has. `startup_timeout_s`: how long to wait for Kafka, PostgreSQL, topics and tables."""
+    """What every service has. `startup_timeout_s`: how long to wait for Kafka, PostgreSQL, topics and tables.
+
+    `metrics_listen`: where Prometheus is answered; None: nowhere.
+    """
 
     kafka_bootstrap: str
     postgres_dsn: str
@@ -89,6 +95,7 @@ class Common:
     pool_size: int
     startup_timeout_s: int
     drain_timeout_s: int
+    metrics_listen: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +141,7 @@ def issuer_config(environ: Mapping[str, str]) -> IssuerConfig:
     """Raises ConfigError."""
     reader = _Reader(environ)
     config = IssuerConfig(
-        common=_common(reader, "127.0.0.1:50061", pool_size=4),
+        common=_common(reader, "127.0.0.1:50061", "127.0.0.1:9464", pool_size=4),
         listen=(listen := reader.address("FIRSTCOME_LISTEN", "127.0.0.1:50051")),
         access=_access(reader, listen),
         concurrent_calls_max=reader.integer("FIRSTCOME_CONCURRENT_CALLS_MAX", 12_000, 1, 1_000_000),
@@ -149,7 +156,7 @@ def ledger_config(environ: Mapping[str, str]) -> LedgerConfig:
     """Raises ConfigError."""
     reader = _Reader(environ)
     config = LedgerConfig(
-        common=_common(reader, "127.0.0.1:50052", pool_size=8),
+        common=_common(reader, "127.0.0.1:50052", "127.0.0.1:9465", pool_size=8),
         dead_letter_run_max=reader.integer("FIRSTCOME_DEAD_LETTER_RUN_MAX", 1_000, 0, 1_000_000_000),
     )
     reader.finish()
@@ -160,7 +167,7 @@ def dlq_config(environ: Mapping[str, str]) -> DlqConfig:
     """Raises ConfigError."""
     reader = _Reader(environ)
     config = DlqConfig(
-        common=_common(reader, "127.0.0.1:50063", pool_size=4),
+        common=_common(reader, "127.0.0.1:50063", "127.0.0.1:9466", pool_size=4),
         listen=(listen := reader.address("FIRSTCOME_LISTEN", "127.0.0.1:50053")),
         access=_access(reader, listen),
         attempts_max=reader.integer("FIRSTCOME_RETRY_ATTEMPTS_MAX", 5, 1, 1_000),
@@ -171,7 +178,7 @@ def dlq_config(environ: Mapping[str, str]) -> DlqConfig:
     return config
 
 
-def _common(reader: _Reader, health_listen: str, *, pool_size: int) -> Common:
+def _common(reader: _Reader, health_listen: str, metrics_listen: str, *, pool_size: int) -> Common:
     return Common(
         kafka_bootstrap=reader.text("FIRSTCOME_KAFKA_BOOTSTRAP"),
         postgres_dsn=reader.dsn("FIRSTCOME_POSTGRES_DSN"),
@@ -181,6 +188,7 @@ def _common(reader: _Reader, health_listen: str, *, pool_size: int) -> Common:
         pool_size=reader.integer("FIRSTCOME_POSTGRES_POOL_SIZE", pool_size, 1, 100),
         startup_timeout_s=reader.integer("FIRSTCOME_STARTUP_TIMEOUT_S", 60, 0, 3_600),
         drain_timeout_s=reader.integer("FIRSTCOME_DRAIN_TIMEOUT_S", 15, 1, 3_600),
+        metrics_listen=reader.address_or_off("FIRSTCOME_METRICS_LISTEN", metrics_listen),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from services.domain.model import is_request_id, printable
-from services.runtime import auth, telemetry, tls
+from services.runtime import auth, metrics, telemetry, tls
 from services.runtime.auth import LOCAL, METHODS, Callers, Role, caller_name, need_role, set_caller
 from services.runtime.config import Access, ConfigError, is_loopback
 from services.runtime.health import Health, bind
@@ -24,7 +25,7 @@ from services.runtime.log import get_logger
 from services.runtime.postgres import DatabaseAway
 from services.runtime.rate import CallerRates
 from services.runtime.reload import POLL_INTERVAL_S, Reloaded
-from services.runtime.rpc_errors import Refusal, unavailable
+from services.runtime.rpc_errors import CATALOGUE, Refusal, unavailable
 
 log = get_logger(__name__)
 
@@ -39,6 +40,8 @@ PENDING_CALLS_MAX = 20_000
 """Calls that have come and are not yet looked at. By default grpc cuts some off above 1,000, all above 3,000, as if the
 client had cancelled them: a rush of waiting calls comes faster than that."""
 RESOURCE_BYTES_MAX = 256
+ISSUING = frozenset({"/coupon.v1.IssuerService/IssueCoupon", "/coupon.v1.IssuerService/BatchIssueCoupons"})
+"""Whose requests are counted one by one; those that are answered, by the methods themselves."""
 TOO_LATE = grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed before the work began"
 
 DRAIN_LOOK_S = 0.05
@@ -106,6 +109,11 @@ class GrpcServer:
         await self.server.stop(grace=min(ANSWER_FLUSH_S, drain_timeout_s))
         await stopping
 
+    def observe(self) -> None:
+        """Note how many calls are under way."""
+        metrics.CALLS_IN_FLIGHT.set(self.boundary.calls_in_flight)
+        metrics.CALLS_IN_FLIGHT_MAX.set(self.boundary.concurrent_calls_max)
+
     async def _watch_files(self) -> None:
         told = 0
         while True:
@@ -133,7 +141,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self, concurrent_calls_max: int, *, callers: Reloaded[Callers] | None = None, rates: CallerRates | None = None
     ) -> None:
         """Without `callers` authentication is off; without `rates` no caller is held back."""
-        self._concurrent_calls_max = concurrent_calls_max
+        self.concurrent_calls_max = concurrent_calls_max
         self._callers = callers
         self._rates = rates
         self._handlers: dict[str, Any] = {}
@@ -172,7 +180,9 @@ class Boundary(grpc.aio.ServerInterceptor):
 
         async def call(raw: bytes, context: Any) -> Any:
             if context.time_remaining() == 0:
+                _count(method, "DEADLINE_EXCEEDED", time.perf_counter())
                 return await context.abort(*TOO_LATE)
+            began_s = time.perf_counter()
             request, refusal, outcome = None, None, "OK"
             self.calls_in_flight += 1
             try:
@@ -190,6 +200,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 refusal = unavailable("LEDGER_UNAVAILABLE", "the call was cut short inside the service")
             finally:
                 self.calls_in_flight -= 1
+                _count(method, outcome, began_s, request)
                 if recorded:
                     _record(method, request, outcome)
             return await _abort(context, _with_request_id(refusal, request))
@@ -199,21 +210,26 @@ class Boundary(grpc.aio.ServerInterceptor):
     def _stream(self, method: str, behave: Any, parse: Any) -> Any:
         async def call(raw: bytes, context: Any) -> AsyncIterator[Any]:
             if context.time_remaining() == 0:
+                _count(method, "DEADLINE_EXCEEDED", time.perf_counter())
                 await context.abort(*TOO_LATE)
-            request = None
+            began_s = time.perf_counter()
+            request, outcome = None, "CANCELLED"
             self.calls_in_flight += 1
             try:
                 self._admit(method, context)
                 request = _parsed(parse, raw)
                 self._make_room(request)
                 await _write_all(behave(request, context), context)
+                outcome = "OK"
                 return
             except grpc.aio.InternalError:
                 return  # what was written did not arrive: the caller has gone
             except Exception as error:
                 refusal = _refusal(error)
+                outcome = refusal.reason if refusal is not None else "INTERNAL"
             finally:
                 self.calls_in_flight -= 1
+                _count(method, outcome, began_s)
             await _abort(context, _with_request_id(refusal, request))
             yield  # never reached: it makes this the generator that the spans' interceptor expects
 
@@ -265,8 +281,8 @@ class Boundary(grpc.aio.ServerInterceptor):
         need_role(method, caller)
 
     def _make_room(self, request: Any) -> None:
-        if self.calls_in_flight > self._concurrent_calls_max:
-            raise unavailable("OVERLOADED", f"more than {self._concurrent_calls_max} calls are under way")
+        if self.calls_in_flight > self.concurrent_calls_max:
+            raise unavailable("OVERLOADED", f"more than {self.concurrent_calls_max} calls are under way")
         if self._rates is not None:
             wait_s = self._rates.charge(caller_name(), len(getattr(request, "requests", "-")))
             if wait_s > 0:
@@ -280,6 +296,15 @@ async def _write_all(messages: Any, context: Any) -> None:
     async with contextlib.aclosing(messages):
         async for message in messages:
             await context.write(message)
+
+
+def _count(method: str, outcome: str, began_s: float, request: Any = None) -> None:
+    """`outcome`: OK, the reason of the refusal, or a code where there is none."""
+    row = CATALOGUE.get(outcome)
+    code, reason = (outcome, "") if row is None else (row.code.name, outcome)
+    metrics.CALL_SECONDS.record(time.perf_counter() - began_s, method[1:], code, reason)
+    if outcome != "OK" and method in ISSUING:
+        metrics.ANSWERS.add(len(getattr(request, "requests", "-")), outcome)
 
 
 def _record(method: str, request: Any, outcome: str) -> None:

@@ -19,6 +19,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.partitioner import murmur2
 
+from services.runtime import metrics
 from services.runtime.lenient import fetch_leniently
 from services.runtime.log import get_logger
 
@@ -179,6 +180,7 @@ class RecordProducer:
                 self._append(producer, topic, partition, messages), timeout=self._delivery_timeout_s
             )
         except (KafkaError, TimeoutError) as error:
+            metrics.DEPENDENCY_ERRORS.add(1, metrics.KAFKA)
             self._retire(producer)
             raise DeliveryUnknown(f"{topic}/{partition}: {type(error).__name__}: {error}") from error
 
@@ -229,6 +231,7 @@ class RecordProducer:
                 try:
                     await asyncio.wait_for(producer.start(), timeout=self._delivery_timeout_s)
                 except (KafkaError, TimeoutError, OSError) as error:
+                    metrics.DEPENDENCY_ERRORS.add(1, metrics.KAFKA)
                     await _stop_producer(producer)
                     raise KafkaAway(f"no producer: {type(error).__name__}: {error}") from error
                 self._producer = producer
@@ -239,6 +242,7 @@ class RecordProducer:
             return
         self._producer = None
         self.recycled_count += 1
+        metrics.PRODUCER_RECYCLES.add(1)
         log.warning("producer_recycled", client_id=self._client_id, count=self.recycled_count)
         task = asyncio.create_task(_stop_producer(producer))
         self._retiring.add(task)
@@ -292,6 +296,10 @@ class PartitionReader:
             await self._start()
             self._consumer.resume(self._tp)
             self._consumer.seek(self._tp, offset)
+
+    def known_end(self) -> int:
+        """The offset behind the log's last record, as the broker told it with the last fetch; 0 before that."""
+        return (self._consumer.highwater(self._tp) if self._started else None) or 0
 
     async def position(self) -> int:
         """The offset from which `poll` goes on. Raises KafkaAway."""
@@ -376,6 +384,7 @@ def _away(doing: str) -> Any:
     try:
         yield
     except (KafkaError, TimeoutError, OSError) as error:
+        metrics.DEPENDENCY_ERRORS.add(1, metrics.KAFKA)
         raise KafkaAway(f"{doing}: {type(error).__name__}: {error}") from error
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.runtime import failpoints, telemetry
+from services.runtime import failpoints, instruments, metrics, telemetry
 from services.runtime import log as logs
 from services.runtime.config import Common, ConfigError
 from services.runtime.kafka import KafkaAway, MissingTopics, Topics, WrongTopics, check_topics
@@ -58,9 +58,11 @@ def main(
         sys.exit(f"{service}: {error}")
     logs.configure(service, common(config).log_level)
     telemetry.configure(service)
+    registry = instruments.registry_of(service, metrics.of(service))
     try:
-        uvloop.run(_run(service, config, serve))
-    except (StartupError, WrongTopics, WrongRevision) as error:
+        with instruments.serving(registry, common(config).metrics_listen):
+            uvloop.run(_run(service, config, serve))
+    except (StartupError, WrongTopics, WrongRevision, instruments.NotServed) as error:
         log.critical("not_started", reason=str(error))
         sys.exit(f"{service}: {error}")
     except Unfinished as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,12 +13,15 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 
+from services.runtime import metrics
 from services.runtime.health import Health
+from services.runtime.instruments import Gauge
 from services.runtime.kafka import REQUEST_TIMEOUT_MS, KafkaAway, OutOfLog, PartitionReader
 from services.runtime.log import get_logger
 from services.runtime.pace import Pace
 from services.runtime.postgres import BooksWrong, DatabaseAway
-from services.runtime.progress import Halted, Overtaken, Position
+from services.runtime.progress import Halted, Overtaken, Position, PositionLost
+from services.runtime.waiting import Waiting
 
 log = get_logger(__name__)
 
@@ -38,15 +42,20 @@ class PartitionWorker(ABC):
     """Works on one partition until told to stop; whatever it can't do safely alone its own store must refuse."""
 
     def __init__(self, topic: str, partition: int, *readers: PartitionReader) -> None:
-        """`readers` are stopped at the end."""
+        """`readers`, of which the first reads the topic, are stopped at the end."""
         self._partition = partition
         self._readers = readers
+        self._labels = _topic_label(topic), str(partition)
+        metrics.FENCED.add(0, *self._labels)
+        metrics.RETRIES.add(0, *self._labels)
         self._stopping = asyncio.Event()
         self._pace = Pace(self._stopping)
         self.settled_offset: int | None = None
         """The offset to commit to Kafka, for lag tools only."""
         self.halted: str | None = None
         """Why it stands still until a person has looked and restarts it."""
+        self.waiting = Waiting()
+        """For how long what is not worked on yet has waited."""
         self.log: Any = log.bind(topic=topic, partition=partition)
 
     @abstractmethod
@@ -69,6 +78,7 @@ class PartitionWorker(ABC):
                     await self._work_from(await self._take_position())
                 except (KafkaAway, DatabaseAway, Overtaken, OutOfLog) as error:
                     self.log.warning("partition_interrupted", error=f"{type(error).__name__}: {error}")
+                    (metrics.FENCED if isinstance(error, PositionLost) else metrics.RETRIES).add(1, *self._labels)
                     await self._pace.failed()
                 except (Halted, BooksWrong) as error:
                     await self._halt(error)
@@ -78,6 +88,15 @@ class PartitionWorker(ABC):
                     await self._halt(error)
         finally:
             await asyncio.gather(*(reader.stop() for reader in self._readers))
+
+    def figures(self) -> Mapping[Gauge, float]:
+        """What holds now, for gauges with the labels topic and partition."""
+        figures: dict[Gauge, float] = {metrics.HALTED: self.halted is not None}
+        if self.settled_offset is not None:
+            end = self._readers[0].known_end()
+            figures[metrics.LAG_RECORDS] = max(0, end - self.settled_offset)
+            figures[metrics.LAG_SECONDS] = self.waiting.seconds(self.settled_offset, end, time.time())
+        return figures
 
     async def _halt(self, error: Exception) -> None:
         self.halted = f"{type(error).__name__}: {error}"
@@ -111,6 +130,7 @@ class PartitionWorkers:
         self._make_worker = make_worker
         self._workers: dict[int, tuple[PartitionWorker, asyncio.Task[None]]] = {}
         self._committed: dict[int, int] = {}
+        self._gauges: set[Gauge] = set()
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
             client_id=client_id,
@@ -122,6 +142,17 @@ class PartitionWorkers:
             rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
+
+    def observe(self) -> None:
+        """Note how far behind the workers are, and which have halted."""
+        topic = _topic_label(self._topic)
+        found: dict[Gauge, dict[tuple[str, ...], float]] = {gauge: {} for gauge in self._gauges}
+        for partition, worker in self.workers.items():
+            for gauge, value in worker.figures().items():
+                found.setdefault(gauge, {})[topic, str(partition)] = value
+        self._gauges = set(found)
+        for gauge, values in found.items():
+            gauge.replace(values, topic)  # those of partitions that went elsewhere go with them
 
     @property
     def workers(self) -> dict[int, PartitionWorker]:
@@ -199,6 +230,10 @@ class PartitionWorkers:
                     {TopicPartition(self._topic, partition): offset for partition, offset in offsets.items()}
                 )
             self._committed.update({p: offset for p, offset in offsets.items() if offset is not None})
+
+
+def _topic_label(topic: str) -> str:
+    return metrics.DLQ if topic.endswith(".dlq") else metrics.LINE
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

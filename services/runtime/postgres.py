@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from services.runtime import schema
+from services.runtime import metrics, schema
 
 COMMAND_TIMEOUT_S = 15.0
 CONNECT_TIMEOUT_S = 5.0
@@ -112,13 +112,24 @@ async def _forget(engine: AsyncEngine) -> None:
         await asyncio.wait_for(engine.dispose(), timeout=CONNECT_TIMEOUT_S)
 
 
+def observe(engine: AsyncEngine) -> None:
+    """Note how much of the pool is in use."""
+    pool = cast(sa.QueuePool, engine.pool)
+    metrics.POOL_CONNECTIONS.set(pool.checkedout(), "used")
+    metrics.POOL_CONNECTIONS.set(pool.checkedin(), "idle")
+    metrics.POOL_CONNECTIONS_MAX.set(pool.size())
+
+
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
     """Raise what drivers raise as the errors above, by SQLSTATE; anything unknown passes unchanged."""
     try:
         yield
     except _FOREIGN as error:
-        raise _translate(error) from error
+        translation = _translate(error)
+        if isinstance(translation, DatabaseAway):
+            metrics.DEPENDENCY_ERRORS.add(1, metrics.POSTGRES)
+        raise translation from error
 
 
 def _translate(error: Exception) -> Exception:

@@ -39,7 +39,7 @@ async def soon() -> None:
 
 
 def made(far: Far, *, batch_max: int = 100, waiting_max: int = 1_000) -> Coalescer[int, int]:
-    return Coalescer(far.call, batch_max=batch_max, waiting_max=waiting_max)
+    return Coalescer(far.call, batch_max=batch_max, waiting_max=waiting_max, queue="test")
 
 
 async def test_what_waits_goes_together_in_its_order_and_each_gets_its_own() -> None:
