@@ -9,7 +9,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/protos
 
 PROTOS := $(sort $(wildcard protos/coupon/v1/*.proto))
 # Those of the code folders that have code.
-CODE := $(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.py,services migrations stack checker demo bench firstcome baseline tests)))))
+CODE := $(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.py,services migrations stack checker demo bench firstcome baseline examples tests)))))
 GOOGLE_PROTOS = $$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos -I$(GOOGLE_PROTOS)
 # What lint-contract checks, and what that must not break: the contract as the last release had it.
