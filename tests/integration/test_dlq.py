@@ -22,7 +22,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from services.dlq.__main__ import RETRY_AGE_US_MAX
 from services.dlq.__main__ import serve as serve_dlq
 from services.dlq.consumer import PartitionFiler
-from services.dlq.operator_store import FIRST, LetterFilter, OperatorStore, retry_many
+from services.dlq.operator_store import LetterFilter, OperatorStore, retry_many
+from services.dlq.rows import FIRST
 from services.dlq.store import DeadLetterStore, Due
 from services.domain.dead_letter import DeadLetterState, RetryPolicy, postpone
 from services.domain.model import ParkReason, Ticket
@@ -525,9 +526,9 @@ async def test_many_are_retried_at_once_but_for_those_that_somebody_has_locked(b
     retrying = LetterFilter(
         state=DeadLetterState.RETRYING, reason=ParkReason.BAD_ID, failed_before_us=time.time_ns() // 1_000
     )
-    assert [letter.original.offset for letter in await store.letters(retrying, FIRST, 10)] == [0, 1, 4]
+    assert [entry.letter.original.offset for entry in await store.entries(retrying, FIRST, 10)] == [0, 1, 4]
     parked = LetterFilter(state=DeadLetterState.PARKED, coupon_id=COUPON, user_id="u3", failed_after_us=1)
-    assert [letter.original.offset for letter in await store.letters(parked, FIRST, 10)] == [3]
+    assert [entry.letter.original.offset for entry in await store.entries(parked, FIRST, 10)] == [3]
     await engine.dispose()
     done = await bench.fetch("SELECT ticket_offset, action, comment FROM dead_letter_action WHERE caller = 'ann'")
     assert [tuple(row) for row in done] == [(offset, "RETRYING", "fixed") for offset in (0, 4, 1)]
