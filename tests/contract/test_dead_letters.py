@@ -382,6 +382,38 @@ async def test_a_corrected_change_is_the_correctors(system: System, dlq: DeadLet
     assert [tuple(row) for row in rows] == [("local", str(ticket))]
 
 
+async def test_a_corrected_one_that_fails_again_is_retried_as_corrected(fresh: System) -> None:
+    async with fresh.dlq(FIRSTCOME_RETRY_BACKOFF_BASE_MS="1") as dlq:
+        failed = Record(7, 0, b"k", b"\xff", tuple(message(None).headers))
+        told = wire.dead_letter_message(fresh.topics.line, 0, failed, ParkReason.UNDECODABLE, "boom")
+        await fresh.put(fresh.topics.dlq, 0, told)
+        ticket, coupon_id = Ticket(0, 7), new_id()
+        await dlq.becomes(ticket, DeadLetter.PARKED)
+        asked = corrected(coupon_id, "ann")
+        await dlq.retry(ticket, **asked)
+        for attempt in (1, 2):  # where the coupon belongs, with the same bytes each time
+            letter = await dlq.becomes(ticket, DeadLetter.REDRIVEN)
+            redrive = Ticket.parse(letter.redrive_ticket)
+            assert redrive == Ticket(home(coupon_id), attempt - 1)
+            record = (await fresh.records(fresh.topics.line, redrive.partition))[redrive.offset]
+            assert (record.key, record.value) == (coupon_id.encode(), asked["corrected_value"])
+            assert record.header(kafka.REDRIVE_OF) == str(ticket).encode()
+            told = wire.dead_letter_message(fresh.topics.line, redrive.partition, record, ParkReason.INTERNAL, "boom")
+            await fresh.put(fresh.topics.dlq, redrive.partition, told)
+
+            async def counted(attempt: int = attempt) -> bool:
+                return bool((await dlq.get(ticket)).attempt_count == attempt + 1)
+
+            await eventually(counted)
+        letter = await dlq.becomes(ticket, DeadLetter.REDRIVEN)
+        assert (letter.value, letter.reason) == (b"\xff", "INTERNAL")
+        assert [done.comment for done in letter.actions if done.action == "REDRIVEN"] == [
+            "attempt 2, corrected",
+            "attempt 3, corrected",
+            "attempt 4, corrected",
+        ]
+
+
 async def test_readers_look_and_operators_act_under_their_name(fresh: System, tmp_path: Path) -> None:
     tokens = {name: new_token() for name in ("shop", "eyes", "ops")}
     roles = {"shop": ["issue"], "eyes": ["read"], "ops": ["operate"]}
