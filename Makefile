@@ -9,7 +9,8 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/protos
 
 PROTOS := $(sort $(wildcard protos/coupon/v1/*.proto))
 # Those of the code folders that have code.
-CODE := $(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.py,services migrations stack checker demo bench firstcome baseline examples deploy/observability tests)))))
+CODE := $(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.py,services migrations stack checker demo bench firstcome baseline examples tests)))))
+CODE := $(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.py,services migrations stack checker demo bench firstcome baseline tests deploy/image)))))
 GOOGLE_PROTOS = $$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos -I$(GOOGLE_PROTOS)
 # What lint-contract checks, and what that must not break: the contract as the last release had it.
@@ -52,16 +53,21 @@ test: $(VENV)/.ready ## all tests, or those in ARGS="tests/unit -k name"; two at
 	@$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: lint
-lint: $(VENV)/.ready lint-contract ## style, types, who may import whom, the contract, generated code up to date
+lint: $(VENV)/.ready lint-contract ## style, types, who may import whom, the contract, generated code, deploy/k8s
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(CODE)
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m deploy.observability.dashboards --check
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
 	  $(PROTOC) --python_out="$$fresh" --pyi_out="$$fresh" --grpc_python_out="$$fresh" $(PROTOS) && \
 	  diff --recursive --brief --exclude='*.proto' --exclude=__pycache__ "$$fresh" protos || \
 	  { echo "the code beside the .proto files is stale: run make proto" >&2; exit 1; }
+	@$(BIN)/pytest --quiet tests/deploy
+
+.PHONY: image
+image: ## the image of all services, localhost/firstcome:dev, by docker or buildah (IMAGE_ARGS="--build-arg …")
+	@if command -v docker >/dev/null && docker info >/dev/null 2>&1; then docker build $(IMAGE_ARGS) -t localhost/firstcome:dev .; \
+	  else buildah bud $(IMAGE_ARGS) -t localhost/firstcome:dev .; fi
 
 .PHONY: lint-contract
 lint-contract: $(VENV)/.ready ## the contract's style, and that it breaks no client of the last release
@@ -82,10 +88,6 @@ bench-ledger: $(VENV)/.ready ## how fast the ledger drains a backlog, against ra
 .PHONY: bench-unary
 bench-unary: $(VENV)/.ready ## how fast unary IssueCoupon is, against a call that does nothing
 	@$(BIN)/python -m bench.unary $(ARGS)
-
-.PHONY: dashboards
-dashboards: $(VENV)/.ready ## write the Grafana dashboards of deploy/observability again
-	@$(BIN)/python -m deploy.observability.dashboards
 
 .PHONY: proto
 proto: $(VENV)/.ready ## generate the code beside the .proto files again

@@ -12,14 +12,17 @@ from migrations.database import upgrade
 from migrations.settings import Settings, SettingsError, read_settings
 from migrations.topics import ensure_topics
 from migrations.waiting import MigrationError
+from services.runtime import kafka_security
 from services.runtime.kafka import Topics
+from services.runtime.reload import BadFile
 
 
 async def migrate(settings: Settings) -> None:
     """Brings database and topics to what this version needs. Raises MigrationError."""
     deadline = time.monotonic() + settings.startup_timeout_s
-    revision = await upgrade(settings.postgres_dsn, deadline)
+    revision = await upgrade(settings.postgres_dsn, deadline, settings.roles)
     print(f"database at revision {revision}", flush=True)
+    kafka_security.configure(settings.kafka_tls)
     topics = Topics(settings.topic_prefix)
     created = await ensure_topics(
         settings.kafka_bootstrap,
@@ -37,7 +40,7 @@ def main() -> int:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
         asyncio.run(migrate(read_settings(os.environ)))
-    except (SettingsError, MigrationError) as error:
+    except (SettingsError, MigrationError, BadFile) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -13,6 +13,7 @@ from alembic.util import CommandError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from migrations.roles import Roles, grant
 from migrations.waiting import MigrationError, NotYet, until
 
 # Any number will do, as long as nobody else locks it in this database ("firstcome", shortened).
@@ -28,13 +29,13 @@ COMMAND_TIMEOUT_S = STATEMENT_TIMEOUT_S + 10
 _TRANSIENT_SQLSTATES = ("08", "53", "57P", "55P03", "40P01")
 
 
-async def upgrade(dsn: str, deadline: float) -> str:
-    """Brings the database to the newest revision and returns it; does nothing where it is there already.
+async def upgrade(dsn: str, deadline: float, roles: Roles | None = None) -> str:
+    """Brings the database to the newest revision and returns it, and the services' roles to their rights.
 
     Waits for PostgreSQL, and for another migration command to finish, up to `deadline` (of time.monotonic()).
     Raises MigrationError.
     """
-    return await until(deadline, lambda: _upgrade_once(dsn))
+    return await until(deadline, lambda: _upgrade_once(dsn, roles))
 
 
 def newest_revision() -> str:
@@ -45,7 +46,7 @@ def newest_revision() -> str:
     return head
 
 
-async def _upgrade_once(dsn: str) -> str:
+async def _upgrade_once(dsn: str, roles: Roles | None) -> str:
     async def connect() -> asyncpg.Connection:
         return await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=COMMAND_TIMEOUT_S)
 
@@ -53,7 +54,7 @@ async def _upgrade_once(dsn: str) -> str:
     engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
     try:
         async with engine.begin() as connection:
-            await connection.run_sync(_upgrade_locked)
+            await connection.run_sync(_upgrade_locked, roles)
     except (MigrationError, NotYet):
         raise
     except CommandError as error:
@@ -68,7 +69,7 @@ async def _upgrade_once(dsn: str) -> str:
     return newest_revision()
 
 
-def _upgrade_locked(connection: sa.Connection) -> None:
+def _upgrade_locked(connection: sa.Connection, roles: Roles | None) -> None:
     connection.execute(
         sa.text("SELECT set_config('lock_timeout', :lock, true), set_config('statement_timeout', :statement, true)"),
         {"lock": f"{LOCK_TIMEOUT_S}s", "statement": f"{STATEMENT_TIMEOUT_S}s"},
@@ -78,6 +79,8 @@ def _upgrade_locked(connection: sa.Connection) -> None:
     if not locked:
         raise NotYet("Another migration command is at work on this database.")
     command.upgrade(_config(connection), "head")
+    if roles is not None:
+        grant(connection, roles)
 
 
 def _config(connection: sa.Connection | None) -> Config:

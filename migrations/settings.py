@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import parse_qs, urlsplit
 
+from migrations.roles import Roles
+from services.runtime import kafka_security
+from services.runtime.kafka_security import KafkaTls
+from services.runtime.reload import BadFile
+
 PARTITIONS_MAX = 10_000
 REPLICATION_MAX = 100
 STARTUP_TIMEOUT_MAX_S = 3600.0
@@ -16,6 +21,7 @@ TOPIC_PREFIX_LENGTH_MAX = 200
 
 _T = TypeVar("_T")
 _BOOTSTRAP = re.compile(r"[^\s,:]+:\d{1,5}(,[^\s,:]+:\d{1,5})*|(\[[0-9a-fA-F:]+\]:\d{1,5},?)+")
+_ROLE_PREFIX = re.compile(r"[a-z][a-z0-9_]{0,49}")
 _PREFIX = re.compile(rf"[A-Za-z0-9._-]{{0,{TOPIC_PREFIX_LENGTH_MAX}}}")
 
 
@@ -31,6 +37,8 @@ class Settings:
     replication: int
     topic_prefix: str
     startup_timeout_s: float
+    roles: Roles | None
+    kafka_tls: KafkaTls | None
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -66,10 +74,32 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             f"seconds, above 0 and at most {STARTUP_TIMEOUT_MAX_S:g}",
             0.0,
         ),
+        _roles(environ, faults),
+        _kafka_tls(environ, faults),
     )
     if faults:
         raise SettingsError("\n".join(faults))
     return settings
+
+
+def _roles(environ: Mapping[str, str], faults: list[str]) -> Roles | None:
+    prefix = environ.get("FIRSTCOME_POSTGRES_ROLE_PREFIX") or None
+    passwords_path = environ.get("FIRSTCOME_POSTGRES_ROLE_PASSWORDS") or None
+    if prefix is None:
+        if passwords_path is not None:
+            faults.append("FIRSTCOME_POSTGRES_ROLE_PASSWORDS needs FIRSTCOME_POSTGRES_ROLE_PREFIX")
+        return None
+    if not _ROLE_PREFIX.fullmatch(prefix):
+        faults.append("FIRSTCOME_POSTGRES_ROLE_PREFIX is wrong: it must be at most 50 of a-z 0-9 _, a letter first")
+    return Roles(prefix, passwords_path)
+
+
+def _kafka_tls(environ: Mapping[str, str], faults: list[str]) -> KafkaTls | None:
+    try:
+        return kafka_security.from_environment(environ)
+    except BadFile as error:
+        faults.append(f"FIRSTCOME_KAFKA_TLS_*: {error}")
+        return None
 
 
 def _dsn(text: str) -> str:

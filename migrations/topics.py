@@ -10,6 +10,7 @@ from aiokafka import errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from migrations.waiting import MigrationError, NotYet, until
+from services.runtime import kafka_security
 from services.runtime.kafka import (
     DLQ_ALLOWANCE_BYTES,
     LINE_MESSAGE_BYTES_MAX,
@@ -78,7 +79,9 @@ async def ensure_topics(
 
 
 async def _create_missing(bootstrap: str, topics: Topics, partitions: int, replication: int) -> list[str]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=REQUEST_TIMEOUT_MS)
+    admin = AIOKafkaAdminClient(
+        bootstrap_servers=bootstrap, request_timeout_ms=REQUEST_TIMEOUT_MS, **kafka_security.arguments()
+    )
     try:
         async with asyncio.timeout(2 * REQUEST_TIMEOUT_MS / 1000):
             await admin.start()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from services.runtime import auth, tls
+from services.runtime import auth, kafka_security, tls
+from services.runtime.kafka_security import KafkaTls
 from services.runtime.reload import BadFile
 from services.runtime.tls import TlsFiles
+
+T = TypeVar("T")
 
 RATE_BURST_MIN = 1_000
 """What may come at once by default, if a second's worth is less: a batch of the largest size."""
@@ -20,18 +24,18 @@ class ConfigError(Exception):
 
 class _Reader:
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
+        self.environ = environ
         self._faults: list[str] = []
 
     def text(self, name: str, default: str | None = None) -> str:
-        value = self._environ.get(name) or default
+        value = self.environ.get(name) or default
         if value is None:
             self._faults.append(f"{name} is not set")
             return ""
         return value
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
-        text = self._environ.get(name) or str(default)
+        text = self.environ.get(name) or str(default)
         try:
             value = int(text)
         except ValueError:
@@ -41,20 +45,20 @@ class _Reader:
         return value
 
     def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
-        value = self._environ.get(name) or default
+        value = self.environ.get(name) or default
         if value not in allowed:
             self._faults.append(f"{name} is {value!r}: it must be one of {', '.join(allowed)}")
         return value
 
     def address(self, name: str, default: str) -> str:
-        value = self._environ.get(name) or default
+        value = self.environ.get(name) or default
         host, colon, port = value.rpartition(":")
         if not colon or not host or not port.isdecimal() or int(port) > 65_535:
             self._faults.append(f"{name} is {value!r}: it must be <host>:<port>")
         return value
 
     def address_or_off(self, name: str, default: str) -> str | None:
-        return None if self._environ.get(name) == "off" else self.address(name, default)
+        return None if self.environ.get(name) == "off" else self.address(name, default)
 
     def dsn(self, name: str) -> str:
         value = self.text(name)
@@ -63,14 +67,15 @@ class _Reader:
         return value.replace("postgres://", "postgresql://", 1) if value.startswith("postgres://") else value
 
     def optional(self, name: str) -> str | None:
-        return self._environ.get(name) or None
+        return self.environ.get(name) or None
 
-    def check(self, name: str, load: Callable[[], object]) -> None:
-        """That a file can be used."""
+    def check(self, name: str, load: Callable[[], T]) -> T | None:
+        """What `load` makes of files, if they can be used."""
         try:
-            load()
+            return load()
         except BadFile as error:
             self._faults.append(f"{name}: {error}")
+            return None
 
     def fault(self, text: str) -> None:
         self._faults.append(text)
@@ -96,6 +101,7 @@ class Common:
     startup_timeout_s: int
     drain_timeout_s: int
     metrics_listen: str | None = None
+    kafka_tls: KafkaTls | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +195,12 @@ def _common(reader: _Reader, health_listen: str, metrics_listen: str, *, pool_si
         startup_timeout_s=reader.integer("FIRSTCOME_STARTUP_TIMEOUT_S", 60, 0, 3_600),
         drain_timeout_s=reader.integer("FIRSTCOME_DRAIN_TIMEOUT_S", 15, 1, 3_600),
         metrics_listen=reader.address_or_off("FIRSTCOME_METRICS_LISTEN", metrics_listen),
+        kafka_tls=_kafka_tls(reader),
     )
+
+
+def _kafka_tls(reader: _Reader) -> KafkaTls | None:
+    return reader.check("FIRSTCOME_KAFKA_TLS_*", lambda: kafka_security.from_environment(reader.environ))
 
 
 def _access(reader: _Reader, listen: str) -> Access:

@@ -6,6 +6,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
+PROCESS = "firstcome.process"
+"""The part that says no more than that the process answers, for liveness: Kafka and PostgreSQL may be away."""
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -18,7 +20,8 @@ class Health:
         self._told: dict[str, bool] = {}
 
     async def start(self, listen: str) -> None:
-        """Answer on `listen`; NOT_SERVING until told otherwise. Raises OSError if the port is taken."""
+        """Answer on `listen`; all but PROCESS NOT_SERVING until told otherwise. Raises OSError if the port is taken."""
+        await self.set(PROCESS, serving=True)
         await self.set("", serving=False)
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         health_pb2_grpc.add_HealthServicer_to_server(self.servicer, self._server)

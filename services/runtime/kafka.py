@@ -19,7 +19,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.partitioner import murmur2
 
-from services.runtime import metrics
+from services.runtime import kafka_security, metrics
 from services.runtime.lenient import fetch_leniently
 from services.runtime.log import get_logger
 
@@ -220,6 +220,7 @@ class RecordProducer:
             if self._producer is None:
                 producer = AIOKafkaProducer(
                     bootstrap_servers=self._bootstrap,
+                    **kafka_security.arguments(),
                     client_id=self._client_id,
                     acks="all",
                     enable_idempotence=True,
@@ -271,6 +272,7 @@ class PartitionReader:
         self._tp = TopicPartition(topic, partition)
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
+            **kafka_security.arguments(),
             client_id=client_id,
             group_id=None,
             enable_auto_commit=False,
@@ -395,7 +397,9 @@ _DLQ = {"retention.ms": "-1", "cleanup.policy": "delete"}
 async def check_topics(bootstrap: str, topics: Topics) -> int:
     """The partition count of the three topics. Raises WrongTopics with a sentence a fault, KafkaAway."""
     with _away("check topics"):
-        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=REQUEST_TIMEOUT_MS)
+        admin = AIOKafkaAdminClient(
+            bootstrap_servers=bootstrap, request_timeout_ms=REQUEST_TIMEOUT_MS, **kafka_security.arguments()
+        )
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
                 await admin.start()

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.runtime import failpoints, instruments, metrics, telemetry
+from services.runtime import failpoints, instruments, kafka_security, metrics, telemetry
 from services.runtime import log as logs
 from services.runtime.config import Common, ConfigError
 from services.runtime.kafka import KafkaAway, MissingTopics, Topics, WrongTopics, check_topics
@@ -59,6 +59,7 @@ def main(
     logs.configure(service, common(config).log_level)
     telemetry.configure(service)
     registry = instruments.registry_of(service, metrics.of(service))
+    kafka_security.configure(common(config).kafka_tls)
     try:
         with instruments.serving(registry, common(config).metrics_listen):
             uvloop.run(_run(service, config, serve))
@@ -81,8 +82,10 @@ async def _run(service: str, config: C, serve: Callable[[C, asyncio.Event], Awai
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD_OBJECTS, 20, 50)
     log.info("starting", pid=os.getpid())
+    watching = asyncio.create_task(kafka_security.watch())
     with contextlib.suppress(Stopped):
         await serve(config, stopping)
+    watching.cancel()
     log.info("stopped")
 
 

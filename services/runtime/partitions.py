@@ -13,7 +13,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 
-from services.runtime import metrics
+from services.runtime import kafka_security, metrics
 from services.runtime.health import Health
 from services.runtime.instruments import Gauge
 from services.runtime.kafka import REQUEST_TIMEOUT_MS, KafkaAway, OutOfLog, PartitionReader
@@ -133,6 +133,7 @@ class PartitionWorkers:
         self._gauges: set[Gauge] = set()
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
+            **kafka_security.arguments(),
             client_id=client_id,
             group_id=group,
             enable_auto_commit=False,

@@ -67,18 +67,23 @@ class WrongRevision(Exception):
 
 def create_engine(dsn: str, application_name: str, *, pool_size: int) -> AsyncEngine:
     """An engine for `postgresql://user[:password]@host:port/database`; connects on first use."""
-    url = sa.make_url(dsn).set(drivername="postgresql+asyncpg")
+
+    # The driver reads the DSN itself, so that all of its options work (sslmode and the like), and the PG… variables.
+    async def connect() -> Connection:
+        return await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=COMMAND_TIMEOUT_S,
+            server_settings={"application_name": application_name, **_SERVER_SETTINGS},
+        )
+
     return create_async_engine(
-        url,
+        "postgresql+asyncpg://",
+        async_creator=connect,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT_S,
         pool_recycle=1800,
-        connect_args={
-            "timeout": CONNECT_TIMEOUT_S,
-            "command_timeout": COMMAND_TIMEOUT_S,
-            "server_settings": {"application_name": application_name, **_SERVER_SETTINGS},
-        },
     )
 
 
@@ -135,7 +140,8 @@ def translated() -> Iterator[None]:
 def _translate(error: Exception) -> Exception:
     sqlstate = _sqlstate(error)
     text = f"{type(error).__name__}: {error}"
-    if sqlstate is None:
+    # A migration has just changed what a prepared statement returns: the next connection prepares it anew.
+    if sqlstate is None or isinstance(_origin(error), asyncpg.InvalidCachedStatementError):
         return DatabaseAway(text)
     if sqlstate.startswith("22"):
         return DatabaseRefused(text)
@@ -146,13 +152,15 @@ def _translate(error: Exception) -> Exception:
     return error
 
 
-def _sqlstate(error: BaseException | None) -> str | None:
-    while error is not None:
-        sqlstate = getattr(error, "sqlstate", None)
-        if isinstance(sqlstate, str):
-            return sqlstate
+def _sqlstate(error: Exception) -> str | None:
+    return getattr(_origin(error), "sqlstate", None)
+
+
+def _origin(error: BaseException | None) -> BaseException | None:
+    """What the driver raised: the one with an SQLSTATE."""
+    while error is not None and not isinstance(getattr(error, "sqlstate", None), str):
         error = getattr(error, "orig", None) or error.__cause__
-    return None
+    return error
 
 
 async def check_revision(engine: AsyncEngine) -> None:

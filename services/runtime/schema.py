@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSON
 
 REVISION = "0002"
-"""The newest migration; services refuse to start on another."""
+"""The newest migration. Services start on it and on later ones, for a migration leaves what this release uses."""
 
 metadata = sa.MetaData()
 

@@ -1,1 +1,0 @@
-"""What runs the product elsewhere: images, manifests, observability."""

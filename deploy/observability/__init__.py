@@ -1,1 +1,0 @@
-"""Rules and dashboards for what the services tell of themselves."""
