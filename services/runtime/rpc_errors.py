@@ -119,7 +119,7 @@ CATALOGUE: Mapping[str, Row] = {
     "ETAG_MISMATCH": Row(
         _Code.ABORTED,
         Detail.NONE,
-        "the coupon has been changed since its etag was read",
+        "the coupon or dead letter has been changed since its etag was read",
         "Get it and try again with its etag.",
     ),
     "PARKED": Row(

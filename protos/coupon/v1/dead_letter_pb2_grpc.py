@@ -68,20 +68,24 @@ class DeadLetterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDeadLetters(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """By ticket, without key, value, headers and actions, which GetDeadLetter has.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryDeadLetter(self, request, context):
-        """Sends it through the line again now, as it is or corrected.
+        """Sends it through the line again now: what is RETRYING or PARKED as it is, what is PARKED also corrected.
+        It may be granted what stock is left then; its sale window is judged by the time of the original record.
+        The answer to a repeated request_id is the dead letter as it is by then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DiscardDeadLetter(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Gives up what is RETRYING or PARKED. A redrive of it that is in the line already is settled all the same.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
