@@ -81,13 +81,17 @@ lint-contract: $(VENV)/.ready ## the contract's style, and that it breaks no cli
 release-proto: ## at a release: from now on protos/ is what later changes must not break
 	@rm -rf $(RELEASED) && mkdir -p $(RELEASED)/coupon/v1 && cp $(PROTOS) $(RELEASED)/coupon/v1/
 
+.PHONY: bench
+bench: $(VENV)/.ready ## measure both systems, each figure beside its limit: build/bench (20 min; ARGS=--update-docs)
+	@$(BIN)/python -m bench $(ARGS)
+
 .PHONY: bench-ledger
-bench-ledger: $(VENV)/.ready ## how fast the ledger drains a backlog, against raw inserts
-	@$(BIN)/python -m bench.ledger $(ARGS)
+bench-ledger: $(VENV)/.ready ## of these, how fast the ledger drains a backlog
+	@$(BIN)/python -m bench --only ledger $(ARGS)
 
 .PHONY: bench-unary
-bench-unary: $(VENV)/.ready ## how fast unary IssueCoupon is, against a call that does nothing
-	@$(BIN)/python -m bench.unary $(ARGS)
+bench-unary: $(VENV)/.ready ## of these, how fast unary IssueCoupon is
+	@$(BIN)/python -m bench --only unary $(ARGS)
 
 .PHONY: proto
 proto: $(VENV)/.ready ## generate the code beside the .proto files again

@@ -10,18 +10,21 @@ import uvloop
 from coupon.v1 import issuer_pb2, issuer_pb2_grpc
 
 
-class Noop(issuer_pb2_grpc.IssuerServiceServicer):
-    """Answers ACCEPTED with a ticket, as long as the real answer."""
+def answer(request: issuer_pb2.IssueCouponRequest) -> issuer_pb2.Issuance:
+    """ACCEPTED with a ticket, as long as the real answer."""
+    return issuer_pb2.Issuance(
+        name=f"{request.coupon}/issuances/{request.user_id}",
+        coupon=request.coupon,
+        user_id=request.user_id,
+        request_id="123e4567-e89b-12d3-a456-426614174000",
+        state=issuer_pb2.Issuance.ACCEPTED,
+        ticket="3-1234567",
+    )
 
+
+class Noop(issuer_pb2_grpc.IssuerServiceServicer):
     async def IssueCoupon(self, request: issuer_pb2.IssueCouponRequest, context: Any) -> issuer_pb2.Issuance:  # noqa: N802
-        return issuer_pb2.Issuance(
-            name=f"{request.coupon}/issuances/{request.user_id}",
-            coupon=request.coupon,
-            user_id=request.user_id,
-            request_id="123e4567-e89b-12d3-a456-426614174000",
-            state=issuer_pb2.Issuance.ACCEPTED,
-            ticket="3-1234567",
-        )
+        return answer(request)
 
 
 async def main(listen: str) -> None:

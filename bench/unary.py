@@ -1,92 +1,104 @@
-"""Unary IssueCoupon beside a no-op grpc.aio call: alternating slices on one machine, the median of their ratios.
+"""Unary IssueCoupon beside calls that do nothing and the Redis system: alternating slices, medians of their ratios.
 
-`make bench-unary` prints `BENCH unary_ratio=<r> unary_per_s=<n> noop_per_s=<n> …`. Callers, issuer, Kafka, ledger and
-PostgreSQL share the machine's cores in the slices of ours; only callers and server do in those of the no-op.
+Callers and all that works for the called system share the machine's cores in each slice; everything else is idle.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import subprocess
-import sys
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from contextlib import AsyncExitStack
 
-import grpc
-from coupon.v1 import coupon_pb2, coupon_pb2_grpc
+from bench.callers import Told, run
+from bench.load import Load
+from bench.results import median_ratio
+from bench.session import Session, Usage, program
+from bench.systems import Firstcome, System, tracing
+from stack import ServiceProcess, free_port
+from stack.ports import HOST
 
-from stack import Services, Stack, free_port
-
-COUPON = "coupons/unary"
-STOCK = 1_000_000
-CALLERS = 100
-SLICE_S = 5.0
-SLICES = 5
-READY_TIMEOUT_S = 20
+STOCK = 5_000_000
+HOT = "coupons/hot"
+GONE = "coupons/gone"
+REFUSED = "FAILED_PRECONDITION"
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """What one slice saw; milliseconds at the percentiles."""
-
-    per_s: float
-    errors: int
-    p50_ms: float
-    p99_ms: float
-
-
-def main(slices: int, least_ratio: float) -> int:
-    """Run the measurement; 1 if the ratio is below `least_ratio` or calls failed."""
-    with (
-        tempfile.TemporaryDirectory() as logs,
-        Stack.start() as stack,
-        Services(stack.kafka_bootstrap, stack.postgres_dsn, names=("issuer", "ledger"), log_dir=Path(logs)) as services,
-    ):
-        listen, address = f"127.0.0.1:{free_port()}", services.issuer_address
-        noop = subprocess.Popen([sys.executable, "-m", "bench.noop", listen])
-        try:
-            _create(address)
-            with grpc.insecure_channel(listen) as channel:
-                grpc.channel_ready_future(channel).result(timeout=READY_TIMEOUT_S)
-            _slice(address, "warm")
-            pairs = [(_slice(listen, "noop"), _slice(address, f"s{number}")) for number in range(slices)]
-        finally:
-            noop.terminate()
-            noop.wait()
-    ratio = statistics.median(mine.per_s / limit.per_s for limit, mine in pairs)
-    errors = sum(mine.errors for _, mine in pairs)
-    each = "/".join(f"{mine.per_s / limit.per_s:.2f}" for limit, mine in pairs)
-    print(
-        f"BENCH unary_ratio={ratio:.2f} unary_per_s={statistics.median(m.per_s for _, m in pairs):.0f} "
-        f"noop_per_s={statistics.median(n.per_s for n, _ in pairs):.0f} "
-        f"unary_p50_ms={statistics.median(m.p50_ms for _, m in pairs):.1f} "
-        f"unary_p99_ms={statistics.median(m.p99_ms for _, m in pairs):.1f} "
-        f"callers={CALLERS} errors={errors} slices={each}"
+async def scenario(session: Session) -> None:
+    """One slice of each target in turn, as many rounds as the lengths say."""
+    lengths, results = session.lengths, session.results
+    async with AsyncExitStack() as open_:
+        ours = await open_.enter_async_context(session.firstcome(names=("issuer", "ledger")))
+        silent = await open_.enter_async_context(session.firstcome(telemetry=False, names=("issuer", "ledger")))
+        redis = await open_.enter_async_context(session.redis(batch=1_000))
+        for system in (ours, silent, redis):
+            await system.create(["hot"], STOCK)
+            await _sell_out(system, callers=lengths.callers)
+        bare = f"{HOST}:{free_port()}"
+        await open_.enter_async_context(program("bench.noop", bare, log_path=session.logs / "noop.log"))
+        behind = await _noop_behind(session, open_)
+        targets = {
+            "noop_bare": (bare, HOT),
+            "noop": (behind, HOT),
+            "unary": (ours.address, HOT),
+            "cached": (ours.address, GONE),
+            "noop_refusing": (behind, "coupons/refused"),
+            "telemetry_off": (silent.address, HOT),
+            "baseline_unary": (redis.address, HOT),
+        }
+        told: dict[str, list[Told]] = {name: [] for name in targets}
+        usage: Usage | None = None
+        for round_ in range(-1, lengths.slices):
+            for name, (address, coupon) in targets.items():
+                seconds = lengths.slice_s if round_ >= 0 else min(lengths.slice_s, 1.0)  # the first warms up
+                load = Load(address, coupon, f"u{round_}{name}", callers=lengths.callers, seconds=seconds)
+                if name == "unary":
+                    usage = Usage(ours)
+                one = await run(load, processes=1)
+                if name == "unary" and usage is not None:
+                    usage.stop(one.cpu_s)
+                if round_ >= 0:
+                    told[name].append(one)
+                session.expect(f"unary {name}", one, *([REFUSED] if name in ("cached", "noop_refusing") else []))
+        await ours.until_settled()
+        if usage is not None:
+            last = told["unary"][-1].requests
+            results.put(**{f"unary_cpu_us_{name}": us for name, us in usage.by_name_us(last).items()})
+        await session.check("unary", ours)
+    per_s = {name: [one.per_s for one in each] for name, each in told.items()}
+    for name, rates in per_s.items():
+        results.put(**{f"{name}_per_s": statistics.median(rates)})
+        results.put(**{f"{name}_closed_p50_ms": statistics.median(one.ms(50) for one in told[name])})
+        results.put(**{f"{name}_closed_p99_ms": statistics.median(one.ms(99) for one in told[name])})
+    results.put(
+        unary_ratio=median_ratio(per_s["unary"], per_s["noop"]),
+        unary_bare_ratio=median_ratio(per_s["unary"], per_s["noop_bare"]),
+        cached_ratio=median_ratio(per_s["cached"], per_s["noop"]),
+        cached_refusing_ratio=median_ratio(per_s["cached"], per_s["noop_refusing"]),
+        telemetry_ratio=median_ratio(per_s["unary"], per_s["telemetry_off"]),
+        baseline_unary_ratio=median_ratio(per_s["unary"], per_s["baseline_unary"]),
+        unary_slices="/".join(f"{m / n:.2f}" for m, n in zip(per_s["unary"], per_s["noop"], strict=True)),
     )
-    return 0 if ratio >= least_ratio and not errors else 1
 
 
-def _create(address: str) -> None:
-    coupon = coupon_pb2.Coupon(display_name="unary", total_quantity=STOCK)
-    request = coupon_pb2.CreateCouponRequest(coupon_id=COUPON.removeprefix("coupons/"), coupon=coupon)
-    with grpc.insecure_channel(address) as channel:
-        stub: Any = coupon_pb2_grpc.CouponServiceStub(channel)
-        stub.CreateCoupon(request, timeout=READY_TIMEOUT_S)
+async def _sell_out(system: System, *, callers: int) -> None:
+    await system.create(["gone"], 1)
+    await run(Load(system.address, GONE, "first", callers=callers, calls=callers), processes=1)
+    if isinstance(system, Firstcome):
+        await system.until_settled()
 
 
-def _slice(address: str, prefix: str) -> Slice:
-    command = [sys.executable, "-m", "bench.callers", address, COUPON, prefix, str(CALLERS), str(SLICE_S)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=SLICE_S + 60).stdout.split()
-    calls, errors, p50, p99 = told
-    return Slice(int(calls) / SLICE_S, int(errors), float(p50), float(p99))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--slices", type=int, default=SLICES)
-    parser.add_argument("--least-ratio", type=float, default=0.0, help="fail below it (0: never; machines are noisy)")
-    options = parser.parse_args()
-    sys.exit(main(options.slices, options.least_ratio))
+async def _noop_behind(session: Session, open_: AsyncExitStack) -> str:
+    listen, health_port = f"{HOST}:{free_port()}", free_port()
+    env = {
+        "FIRSTCOME_KAFKA_BOOTSTRAP": "unused",
+        "FIRSTCOME_POSTGRES_DSN": "postgresql://unused",
+        "FIRSTCOME_LISTEN": listen,
+        "FIRSTCOME_HEALTH_LISTEN": f"{HOST}:{health_port}",
+        "FIRSTCOME_AUTH": "off",
+        **tracing(session.collector),
+    }
+    log_path = session.logs / "noop_behind.log"
+    process = ServiceProcess("noop", env, log_path=log_path, health_port=health_port, module="bench.noop_behind")
+    process.start()
+    open_.callback(process.stop)
+    process.wait_ready()
+    return listen

@@ -1,0 +1,69 @@
+"""Saturation by callers, then calls by schedule at a share of it: how long until accepted, and until settled."""
+
+from __future__ import annotations
+
+from hdrh.histogram import HdrHistogram
+
+from bench.callers import Told
+from bench.load import LATENCY_US_MAX, SIGNIFICANT_DIGITS, Load
+from bench.session import Session, settle
+from bench.systems import RedisSystem, System
+
+STOCK = 5_000_000
+HOT = "coupons/hot"
+HALF = 0.5
+NEAR = 0.8
+_STORED_LATE = """
+SELECT (extract(epoch FROM issued_at) * 1e6)::bigint - split_part(user_id, '-', 3)::bigint AS late_us
+FROM baseline.issued_coupon WHERE user_id LIKE 'half%'"""
+
+
+async def scenario(session: Session) -> None:
+    """Both systems, each at its own saturation."""
+    results = session.results
+    async with session.firstcome() as ours:
+        await ours.create(["hot"], STOCK)
+        full = await _saturate(session, ours)
+        results.put(saturation_per_s=full.per_s)
+        accepted = await _paced(session, ours, "half", full.per_s * HALF)
+        results.put_latency("accepted", accepted.latencies)
+        results.put(half_per_s=full.per_s * HALF, half_answered_per_s=accepted.per_s)
+        near = await _paced(session, ours, "near", full.per_s * NEAR)
+        results.put_latency("accepted_at_80", near.latencies)
+        settled = await _paced(session, ours, "waiting", full.per_s * HALF, wait=True)
+        results.put_latency("settled", settled.latencies)
+        if set(settled.states) - {"ISSUED"}:
+            results.fail(f"paced: calls that wait were answered {dict(settled.states)}")
+        await ours.until_settled()
+        await session.check("paced", ours)
+    async with session.redis(batch=1_000) as redis:
+        await redis.create(["hot"], STOCK)
+        full = await _saturate(session, redis)
+        results.put(baseline_saturation_per_s=full.per_s)
+        accepted = await _paced(session, redis, "half", full.per_s * HALF)
+        results.put_latency("baseline_accepted", accepted.latencies)
+        results.put_latency("baseline_settled", await _stored(redis))
+
+
+async def _saturate(session: Session, system: System) -> Told:
+    lengths = session.lengths
+    load = Load(system.address, HOT, "full", callers=2 * lengths.callers, seconds=lengths.saturation_s)
+    told, _ = await settle(system, load)
+    session.expect("paced", told)
+    return told
+
+
+async def _paced(session: Session, system: System, prefix: str, rate_per_s: float, *, wait: bool = False) -> Told:
+    seconds = session.lengths.paced_s
+    load = Load(system.address, HOT, prefix, rate_per_s=rate_per_s, seconds=seconds, wait=wait, stamped=True)
+    told, _ = await settle(system, load)
+    session.expect("paced", told)
+    return told
+
+
+async def _stored(redis: RedisSystem) -> HdrHistogram:
+    """How late each row was, by the time of its insert and the intended time of its call."""
+    late = HdrHistogram(1, LATENCY_US_MAX, SIGNIFICANT_DIGITS)
+    for (late_us,) in await redis.query(_STORED_LATE):
+        late.record_value(min(max(late_us, 1), LATENCY_US_MAX))
+    return late
