@@ -9,8 +9,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/protos
 
 PROTOS := $(sort $(wildcard protos/coupon/v1/*.proto))
 # Those of the code folders that have code.
-CODE := $(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.py,services migrations stack checker demo bench firstcome baseline examples tests)))))
-CODE := $(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.py,services migrations stack checker demo bench firstcome baseline tests deploy/image)))))
+CODE := $(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.py,services migrations stack checker demo bench firstcome baseline examples deploy/image deploy/observability tests)))))
 GOOGLE_PROTOS = $$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos -I$(GOOGLE_PROTOS)
 # What lint-contract checks, and what that must not break: the contract as the last release had it.
@@ -58,6 +57,7 @@ lint: $(VENV)/.ready lint-contract ## style, types, who may import whom, the con
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(CODE)
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m deploy.observability.dashboards --check
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
 	  $(PROTOC) --python_out="$$fresh" --pyi_out="$$fresh" --grpc_python_out="$$fresh" $(PROTOS) && \
 	  diff --recursive --brief --exclude='*.proto' --exclude=__pycache__ "$$fresh" protos || \
@@ -92,6 +92,10 @@ bench-ledger: $(VENV)/.ready ## of these, how fast the ledger drains a backlog
 .PHONY: bench-unary
 bench-unary: $(VENV)/.ready ## of these, how fast unary IssueCoupon is
 	@$(BIN)/python -m bench --only unary $(ARGS)
+
+.PHONY: dashboards
+dashboards: $(VENV)/.ready ## write the Grafana dashboards of deploy/observability again
+	@$(BIN)/python -m deploy.observability.dashboards
 
 .PHONY: proto
 proto: $(VENV)/.ready ## generate the code beside the .proto files again

@@ -3,6 +3,7 @@
 from firstcome.channel import Connection, SettingsError, Tls, token_file
 from firstcome.client import Client, connect
 from firstcome.coupons import UNCHANGED, Coupons
+from firstcome.dead_letters import DeadLetter, DeadLetterAction, DeadLetterFilter, DeadLetters, DeadLetterState
 from firstcome.errors import (
     DeadlineExceeded,
     Denied,
@@ -16,6 +17,7 @@ from firstcome.errors import (
     Unexpected,
     Violation,
 )
+from firstcome.replays import Difference, LogRange, ReplayJob, ReplayKind, Replays, ReplayState
 from firstcome.values import (
     Coupon,
     CouponState,
@@ -33,18 +35,29 @@ __all__ = [
     "Coupon",
     "CouponState",
     "Coupons",
+    "DeadLetter",
+    "DeadLetterAction",
+    "DeadLetterFilter",
+    "DeadLetterState",
+    "DeadLetters",
     "DeadlineExceeded",
     "Denied",
+    "Difference",
     "FirstcomeError",
     "InvalidRequest",
     "Issuance",
     "IssuanceState",
     "IssueRequest",
     "IssueResult",
+    "LogRange",
     "NotFound",
     "Overloaded",
     "Reason",
     "Refused",
+    "ReplayJob",
+    "ReplayKind",
+    "ReplayState",
+    "Replays",
     "SettingsError",
     "Tls",
     "Unavailable",

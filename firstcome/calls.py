@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
 
 from firstcome.channel import Connection
-from firstcome.errors import FirstcomeError, error_of_call
+from firstcome.errors import DeadlineExceeded, FirstcomeError, Unavailable, error_of_call
 
 PAGE_SIZE_DEFAULT = 500
+WATCH_CALL_S_MAX = 240.0
+"""A watch that lasts longer is opened anew: servers end connections of 5 minutes, so that newer servers are found."""
+WATCH_FAILURES_MAX = 10
+"""So many failures in a row, with no message between, end a watch."""
 _BACKOFF_BASE_S = 0.2
 _BACKOFF_CAP_S = 3.0
 T = TypeVar("T")
@@ -41,6 +48,43 @@ class Calls:
             raise error_of_call(error) from error
         finally:
             call.cancel()
+
+    async def watch(
+        self, method: Any, request: Any, convert: Callable[[Any], T], timeout_s: float | None
+    ) -> AsyncGenerator[T, None]:
+        """What a watch tells, each once, until the server ends it; a broken connection is replaced on the way.
+
+        `timeout_s` of None: as long as it takes. Raises DeadlineExceeded when it is over, Unavailable when the service
+        stays away.
+        """
+        deadline_s = time.monotonic() + timeout_s if timeout_s is not None else None
+        last: T | None = None
+        failures = 0
+        while True:
+            call_s = WATCH_CALL_S_MAX
+            if deadline_s is not None:
+                call_s = min(call_s, max(deadline_s - time.monotonic(), 0.001))
+            try:
+                # Closed with this generator, so that a watch that is left early ends on the server, too.
+                async with aclosing(self.stream(method, request, call_s)) as messages:
+                    async for message in messages:
+                        failures = 0
+                        seen = convert(message)
+                        if seen != last:
+                            last = seen
+                            yield seen
+                return
+            except Unavailable as error:
+                if isinstance(error, DeadlineExceeded):
+                    if deadline_s is not None and time.monotonic() >= deadline_s:
+                        raise
+                    continue
+                failures += 1
+                delay_s = pause_s(failures, error)
+                late = deadline_s is not None and time.monotonic() + delay_s >= deadline_s
+                if failures >= WATCH_FAILURES_MAX or late:
+                    raise
+            await asyncio.sleep(delay_s)
 
     def _deadline_s(self, timeout_s: float | None) -> float:
         return self.timeout_s if timeout_s is None else timeout_s

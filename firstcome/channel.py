@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 
 ADDRESS_DEFAULT = "127.0.0.1:50051"
+DLQ_ADDRESS_DEFAULT = "127.0.0.1:50053"
 CALL_TIMEOUT_S = 15.0
 ATTEMPTS_MAX = 5
 """Calls in all, the first included; gRPC allows no more."""
@@ -26,13 +27,15 @@ SERVICE_CONFIG = json.dumps(
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [
             {
-                "name": [{"service": "coupon.v1.CouponService"}, {"service": "coupon.v1.IssuerService"}],
+                "name": [
+                    {"service": f"coupon.v1.{name}Service"} for name in ("Coupon", "Issuer", "DeadLetter", "Replay")
+                ],
                 "retryPolicy": {
                     "maxAttempts": ATTEMPTS_MAX,
                     "initialBackoff": "0.2s",
                     "backoffMultiplier": 2.5,
                     "maxBackoff": "3s",
-                    # All calls that change something carry a request_id, so each may be repeated.
+                    # Calls that change something carry a request_id (cancelling needs none): each may be repeated.
                     "retryableStatusCodes": ["UNAVAILABLE"],
                 },
             }
@@ -58,9 +61,10 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where the server is, and who calls.
+    """Where the servers are, and who calls.
 
-    `address`: <host>:<port>, or any gRPC target, as dns:///issuer:50051. `tls` of None: plain text.
+    `address`: the issuer's <host>:<port>, or any gRPC target, as dns:///issuer:50051; `dlq_address`: the dlq's, which
+    answers for dead letters and replay jobs. `tls` of None: plain text.
     `token`: gives the bearer token for each call; `token_file` makes one. `timeout_s`: the deadline of a call that
     names none, retries included.
     """
@@ -69,6 +73,7 @@ class Connection:
     tls: Tls | None = None
     token: Callable[[], str] | None = field(default=None, repr=False)
     timeout_s: float = CALL_TIMEOUT_S
+    dlq_address: str = DLQ_ADDRESS_DEFAULT
 
 
 def open_channel(connection: Connection) -> grpc.aio.Channel:

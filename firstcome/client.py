@@ -1,4 +1,4 @@
-"""The client: IssuerService, with what waiting and many requests at once need; coupons beside it."""
+"""The client: IssuerService, with what waiting and many requests at once need; the other services beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,25 +17,22 @@ from coupon.v1 import issuer_pb2, issuer_pb2_grpc
 from firstcome.calls import PAGE_SIZE_DEFAULT, Calls, pages, pause_s
 from firstcome.channel import Connection, open_channel
 from firstcome.coupons import Coupons
+from firstcome.dead_letters import DeadLetters
 from firstcome.errors import (
     Answer,
-    DeadlineExceeded,
     FirstcomeError,
     Reason,
     Unavailable,
     error_of,
     error_of_status,
 )
+from firstcome.replays import Replays
 from firstcome.values import Issuance, IssuanceState, IssueRequest, IssueResult, issuance_from, new_request_id
 
 BATCH_REQUESTS_MAX = 1_000
 BATCHES_IN_FLIGHT = 4
 BATCH_SENDS_MAX = 4
 """How often the requests of a batch that may still work are sent, the first time included."""
-WATCH_CALL_S_MAX = 240.0
-"""A watch that lasts longer is opened anew: servers end connections of 5 minutes, so that newer servers are found."""
-WATCH_FAILURES_MAX = 10
-"""So many failures in a row, with no message between, end a watch."""
 SETTLE_CALL_S_MAX = 30.0
 _REJECTED_CODES: Mapping[str, grpc.StatusCode] = {
     Reason.ALREADY_ISSUED: grpc.StatusCode.ALREADY_EXISTS,
@@ -50,11 +47,10 @@ async def connect(connection: Connection | str) -> AsyncIterator[Client]:
     Nothing is sent before the first call. One client serves any number of concurrent calls.
     """
     chosen = Connection(connection) if isinstance(connection, str) else connection
-    channel = open_channel(chosen)
-    try:
-        yield Client(channel, Calls(chosen))
-    finally:
-        await channel.close()
+    async with AsyncExitStack() as stack:
+        channel = await stack.enter_async_context(open_channel(chosen))
+        dlq_channel = await stack.enter_async_context(open_channel(replace(chosen, address=chosen.dlq_address)))
+        yield Client(channel, dlq_channel, Calls(chosen))
 
 
 class Client:
@@ -64,11 +60,13 @@ class Client:
     `timeout_s`: the deadline of the call, retries included; None: the connection's.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, calls: Calls) -> None:
+    def __init__(self, channel: grpc.aio.Channel, dlq_channel: grpc.aio.Channel, calls: Calls) -> None:
         stub: Any = issuer_pb2_grpc.IssuerServiceStub
         self._stub: Any = stub(channel)
         self._calls = calls
         self.coupons = Coupons(channel, calls)
+        self.dead_letters = DeadLetters(dlq_channel, calls)
+        self.replays = Replays(dlq_channel, calls)
 
     async def issue(
         self,
@@ -169,7 +167,7 @@ class Client:
 
         return pages(fetch)
 
-    async def watch_issuance(
+    def watch_issuance(
         self, coupon_id: str, user_id: str, *, ticket: str = "", timeout_s: float | None = None
     ) -> AsyncGenerator[Issuance, None]:
         """The issuance now and at each change, until it is settled; a broken connection is replaced on the way.
@@ -178,34 +176,7 @@ class Client:
         stays away.
         """
         request = issuer_pb2.WatchIssuanceRequest(name=_name(coupon_id, user_id), ticket=ticket)
-        deadline_s = time.monotonic() + timeout_s if timeout_s is not None else None
-        last: Issuance | None = None
-        failures = 0
-        while True:
-            call_s = WATCH_CALL_S_MAX
-            if deadline_s is not None:
-                call_s = min(call_s, max(deadline_s - time.monotonic(), 0.001))
-            try:
-                # Closed with this generator, so that a watch that is left early ends on the server, too.
-                async with aclosing(self._calls.stream(self._stub.WatchIssuance, request, call_s)) as messages:
-                    async for message in messages:
-                        failures = 0
-                        issuance = issuance_from(message)
-                        if issuance != last:
-                            last = issuance
-                            yield issuance
-                return
-            except Unavailable as error:
-                if isinstance(error, DeadlineExceeded):
-                    if deadline_s is not None and time.monotonic() >= deadline_s:
-                        raise
-                    continue
-                failures += 1
-                delay_s = pause_s(failures, error)
-                late = deadline_s is not None and time.monotonic() + delay_s >= deadline_s
-                if failures >= WATCH_FAILURES_MAX or late:
-                    raise
-            await asyncio.sleep(delay_s)
+        return self._calls.watch(self._stub.WatchIssuance, request, issuance_from, timeout_s)
 
     async def issue_many(
         self,

@@ -6,6 +6,7 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
 
 from coupon.v1 import coupon_pb2, issuer_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -110,11 +111,11 @@ def coupon_from(message: coupon_pb2.Coupon) -> Coupon:
         total_quantity=message.total_quantity,
         issued_count=message.issued_count,
         remaining_count=message.remaining_count,
-        start_time=time_from(message.start_time) if message.HasField("start_time") else None,
-        end_time=time_from(message.end_time) if message.HasField("end_time") else None,
+        start_time=optional_time(message, "start_time"),
+        end_time=optional_time(message, "end_time"),
         etag=message.etag,
-        create_time=time_from(message.create_time) if message.HasField("create_time") else None,
-        update_time=time_from(message.update_time) if message.HasField("update_time") else None,
+        create_time=optional_time(message, "create_time"),
+        update_time=optional_time(message, "update_time"),
     )
 
 
@@ -129,14 +130,19 @@ def issuance_from(message: issuer_pb2.Issuance) -> Issuance:
         ticket=message.ticket,
         position_in_line=message.position_in_line,
         sequence=message.sequence,
-        accept_time=time_from(message.accept_time) if message.HasField("accept_time") else None,
-        settle_time=time_from(message.settle_time) if message.HasField("settle_time") else None,
+        accept_time=optional_time(message, "accept_time"),
+        settle_time=optional_time(message, "settle_time"),
     )
 
 
 def time_from(message: Timestamp) -> datetime:
     """To the microsecond."""
     return message.ToDatetime(tzinfo=UTC)
+
+
+def optional_time(message: Any, field_name: str) -> datetime | None:
+    """A field's time, None where it is not set."""
+    return time_from(getattr(message, field_name)) if message.HasField(field_name) else None
 
 
 def timestamp(moment: datetime) -> Timestamp:

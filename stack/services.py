@@ -55,6 +55,10 @@ class ServiceProcess:
         """None while it runs; negative: the signal that ended it. Raises StackError if it was never started."""
         return self._started().returncode
 
+    def set(self, name: str, value: str) -> None:
+        """A setting for the next start."""
+        self._env[name] = value
+
     def start(self) -> None:
         """Starts the process and returns at once. Raises StackError if it runs or its health port is taken."""
         if self.running:

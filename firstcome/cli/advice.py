@@ -17,8 +17,11 @@ _ADVICE: Mapping[str, str] = {
     Reason.COUPON_NOT_FOUND: "`firstcome coupons ls` shows what there is",
     Reason.ISSUANCE_NOT_FOUND: "the user does not have it; a request without a grant is found by its --ticket alone",
     Reason.COUPON_EXISTS: "`firstcome coupons get COUPON` shows it; choose another id, or update it",
-    Reason.ETAG_MISMATCH: "get the coupon, look at what has changed, and repeat with its etag",
-    Reason.PARKED: "it is among the dead letters under its ticket",
+    Reason.ETAG_MISMATCH: "get it again, look at what has changed, and repeat with its etag",
+    Reason.PARKED: "`firstcome dlq show TICKET` says why, and what can be done",
+    Reason.WRONG_STATE: "`firstcome dlq show TICKET` or `firstcome replay show JOB` says where it stands",
+    Reason.DEAD_LETTER_NOT_FOUND: "`firstcome dlq ls` shows what there is",
+    Reason.REPLAY_JOB_NOT_FOUND: "`firstcome replay ls` shows what there is",
     Reason.UNAUTHENTICATED: "give a valid token by --token-file, or a certificate by --cert and --key",
     Reason.ROLE_MISSING: "use a token that has the role for this",
 }
@@ -30,9 +33,9 @@ def advice(error: FirstcomeError) -> str:
     if error.request_id:
         again += f" with --request-id {error.request_id}: that is harmless whether or not it was done"
     if isinstance(error, DeadlineExceeded):
-        return f"there was no answer in time: check --address, or give more by --timeout; then {again}"
+        return f"there was no answer in time: check --address (--dlq), or give more by --timeout; then {again}"
     if error.reason == "UNAVAILABLE":
-        return f"check --address and whether the issuer runs (and whether it wants TLS: --ca); then {again}"
+        return f"check --address (--dlq) and whether the service runs (and whether it wants TLS: --ca); then {again}"
     if isinstance(error, Unavailable | Overloaded):
         after = f" in {error.retry_after_s:g} s" if error.retry_after_s else " later"
         return again + after if not error.request_id else f"{after.strip()}, {again}"

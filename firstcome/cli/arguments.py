@@ -30,3 +30,20 @@ RequestIdOption = Annotated[
     str | None, typer.Option(help="A UUID; repeating a command with the same one is harmless. Made if not given.")
 ]
 LimitOption = Annotated[int, typer.Option(min=1, help="How many at most.")]
+
+
+def ticket(text: str) -> str:
+    """The ticket, also from the resource name that the API shows."""
+    return text.removeprefix("deadLetters/")
+
+
+TicketArgument = Annotated[
+    str, typer.Argument(metavar="TICKET", help="Of the record that failed, <partition>-<offset>.", parser=ticket)
+]
+TimeOption = Annotated[
+    datetime | None, typer.Option(metavar="TIME", help="ISO 8601, local without offset.", parser=moment)
+]
+CouponOption = Annotated[
+    str | None, typer.Option("--coupon", metavar="COUPON", help="Only of this coupon.", parser=coupon_id)
+]
+CommentOption = Annotated[str, typer.Option("--comment", "-m", help="Why; it is kept with what was done.")]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from rich.console import Console
@@ -14,12 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from firstcome.cli.advice import advice
+from firstcome.dead_letters import DeadLetterState
 from firstcome.errors import FirstcomeError, InvalidRequest
+from firstcome.replays import ReplayState
 from firstcome.values import Coupon, CouponState, Issuance, IssuanceState
 
 PLAIN_COLUMNS = 200
 """Without a terminal rich falls back to 80 columns, too few for the tables."""
-_STYLES = {
+_STYLES: Mapping[StrEnum, str] = {
     CouponState.ACTIVE: "green",
     CouponState.PAUSED: "yellow",
     CouponState.SOLD_OUT: "bold",
@@ -28,6 +32,15 @@ _STYLES = {
     IssuanceState.ISSUED: "green",
     IssuanceState.REJECTED: "red",
     IssuanceState.PARKED: "yellow",
+    DeadLetterState.RETRYING: "cyan",
+    DeadLetterState.PARKED: "yellow",
+    DeadLetterState.REDRIVEN: "cyan",
+    DeadLetterState.RESOLVED: "green",
+    DeadLetterState.DISCARDED: "dim",
+    ReplayState.RUNNING: "cyan",
+    ReplayState.SUCCEEDED: "green",
+    ReplayState.FAILED: "red",
+    ReplayState.CANCELLED: "yellow",
 }
 
 
@@ -43,7 +56,7 @@ class Output:
         if self.as_json:
             self.json_line(asdict(coupon))
             return
-        self._fields(
+        self.fields(
             ("coupon", coupon.coupon_id),
             ("name", coupon.display_name),
             ("state", styled(coupon.state)),
@@ -71,7 +84,7 @@ class Output:
             ("accepted", clock(issuance.accept_time)),
             ("settled", clock(issuance.settle_time)),
         ]
-        self._fields(*(field for field in fields if field[1]))
+        self.fields(*(field for field in fields if field[1]))
 
     def coupons(self, coupons: Sequence[Coupon]) -> None:
         table = Table("coupon", "name", "state", box=None, pad_edge=False)
@@ -145,14 +158,16 @@ class Output:
         """One object on a line of its own, at once."""
         print(_dumped(fields), flush=True)
 
-    def _fields(self, *fields: tuple[str, str | Text]) -> None:
+    def fields(self, *fields: tuple[str, str | Text]) -> None:
+        """Names beside values, for a person."""
         grid = Table.grid(padding=(0, 3))
         for name, value in fields:
             grid.add_row(Text(name, style="bold"), value if isinstance(value, Text) else Text(value))
         self.console.print(grid)
 
 
-def styled(state: CouponState | IssuanceState) -> Text:
+def styled(state: StrEnum) -> Text:
+    """The state's name in its colour."""
     return Text(state.value, style=_STYLES.get(state, ""))
 
 
@@ -177,4 +192,6 @@ def _dumped(fields: Mapping[str, Any]) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -12,7 +12,15 @@ from typing import Annotated, Any
 
 import typer
 
-from firstcome.channel import ADDRESS_DEFAULT, CALL_TIMEOUT_S, Connection, SettingsError, Tls, token_file
+from firstcome.channel import (
+    ADDRESS_DEFAULT,
+    CALL_TIMEOUT_S,
+    DLQ_ADDRESS_DEFAULT,
+    Connection,
+    SettingsError,
+    Tls,
+    token_file,
+)
 from firstcome.cli.output import Output
 from firstcome.client import Client, connect
 from firstcome.errors import FirstcomeError
@@ -45,6 +53,9 @@ def _shared(
     address: Annotated[
         str, typer.Option(envvar="FIRSTCOME_ADDRESS", help="The issuer, as <host>:<port>.", rich_help_panel=_PANEL)
     ] = ADDRESS_DEFAULT,
+    dlq: Annotated[
+        str, typer.Option(envvar="FIRSTCOME_DLQ", help="The dlq, as <host>:<port>.", rich_help_panel=_PANEL)
+    ] = DLQ_ADDRESS_DEFAULT,
     token_file: Annotated[
         Path | None,
         typer.Option(envvar="FIRSTCOME_TOKEN_FILE", help="A file with the bearer token.", rich_help_panel=_PANEL),
@@ -77,23 +88,27 @@ def _shared(
         ),
     ] = CALL_TIMEOUT_S,
 ) -> None:
-    """Only its signature is used: every command has these options."""
+    """Only its signature is used: every command has these options, and of the two addresses the one that it calls."""
 
 
 _SHARED = inspect.signature(_shared, eval_str=True).parameters
 
 
-def command(app: typer.Typer, name: str, *, until_ctrl_c: bool = False) -> Callable[[Command], Command]:
+def command(
+    app: typer.Typer, name: str, *, until_ctrl_c: bool = False, of_dlq: bool = False
+) -> Callable[[Command], Command]:
     """Adds `async def f(session, …) -> Exit` to the app as a command with the shared options.
 
-    With `until_ctrl_c` Ctrl-C is how it ends; else it is an interruption.
+    With `until_ctrl_c` Ctrl-C is how it ends; else it is an interruption. With `of_dlq` it calls the dlq service.
     """
+    other_address = "address" if of_dlq else "dlq"
+    options = {option: parameter for option, parameter in _SHARED.items() if option != other_address}
 
     def add(work: Command) -> Command:
         own = list(inspect.signature(work, eval_str=True).parameters.values())[1:]
 
         def run(**arguments: Any) -> None:
-            shared = {option: arguments.pop(option) for option in _SHARED}
+            shared = {option: arguments.pop(option) for option in options}
             out = Output(as_json=shared["json"])
             try:
                 status = asyncio.run(_run(work, arguments, shared, out))
@@ -108,7 +123,7 @@ def command(app: typer.Typer, name: str, *, until_ctrl_c: bool = False) -> Calla
 
         run.__doc__ = work.__doc__
         run.__name__ = work.__name__
-        parameters = [*own, *_SHARED.values()]
+        parameters = [*own, *options.values()]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {one.name: one.annotation for one in parameters}
         app.command(name)(run)
@@ -127,7 +142,8 @@ def _connection(shared: dict[str, Any]) -> Connection:
     if any(shared[option] is not None for option in ("ca", "cert", "key")):
         tls = Tls(*(_pem(f"--{option}", shared[option]) for option in ("ca", "cert", "key")))
     token = token_file(shared["token_file"]) if shared["token_file"] is not None else None
-    return Connection(shared["address"], tls, token, shared["timeout"])
+    address, dlq = shared.get("address", ADDRESS_DEFAULT), shared.get("dlq", DLQ_ADDRESS_DEFAULT)
+    return Connection(address, tls, token, shared["timeout"], dlq)
 
 
 def _pem(option: str, path: Path | None) -> bytes | None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 
+from coupon.v1 import dead_letter_pb2, dead_letter_pb2_grpc
+
 from services.dlq.consumer import PartitionFiler
+from services.dlq.operator_store import OperatorStore
 from services.dlq.scheduler import PUBLISH_TIMEOUT_S, RedriveScheduler
+from services.dlq.servicers import DeadLetterServicer
 from services.dlq.stock_taking import StockTaking
 from services.dlq.store import DeadLetterStore
 from services.domain.dead_letter import RetryPolicy
@@ -20,6 +24,7 @@ from services.runtime.partitions import PartitionWorkers
 from services.runtime.postgres import create_engine
 
 GROUP = "dlq"
+SERVICES = (dead_letter_pb2.DESCRIPTOR.services_by_name["DeadLetterService"].full_name,)
 CONCURRENT_CALLS_MAX = 1_000
 RETRY_AGE_US_MAX = 10 * 60 * 1_000_000
 """A dead letter that is older when it is stored is an operator's to decide."""
@@ -41,7 +46,7 @@ async def serve(config: DlqConfig, stopping: asyncio.Event) -> None:
     try:
         partition_count = await lifecycle.wait_for_dependencies(common, engine, stopping)
         store = DeadLetterStore(engine, topics.dlq)
-        scheduler = RedriveScheduler(store, producer, topics.line, partition_count, backoff, _now_us)
+        scheduler = RedriveScheduler(store, producer, topics.line, partition_count, policy, _now_us)
 
         def filer(partition: int) -> PartitionFiler:
             reader = PartitionReader(common.kafka_bootstrap, "dlq", topics.dlq, partition)
@@ -51,8 +56,11 @@ async def serve(config: DlqConfig, stopping: asyncio.Event) -> None:
         workers = PartitionWorkers(common.kafka_bootstrap, "dlq", group, topics.dlq, filer, health)
         sampler.add(workers.observe)
         sampler.start(StockTaking(engine).run())
-        await server.start(config.listen, [])
-        await health.set("", serving=True)
+        servicer = DeadLetterServicer(OperatorStore(engine), _now_us)
+        dead_letter_pb2_grpc.add_DeadLetterServiceServicer_to_server(servicer, server.server)
+        await server.start(config.listen, SERVICES)
+        for part in ("", *SERVICES):
+            await health.set(part, serving=True)
         await _work(workers, scheduler, health, stopping, common.drain_timeout_s)
     finally:
         await health.leave()

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.dlq.rows import LETTER, Act, act, letter_of, update
-from services.domain.dead_letter import DeadLetter, DeadLetterState, retry
+from services.dlq.rows import (
+    CONTENT,
+    LETTER,
+    VERDICT,
+    Act,
+    Call,
+    Content,
+    Correction,
+    act,
+    content_of,
+    headers_text,
+    letter_of,
+    lock,
+    update,
+)
+from services.domain.dead_letter import DeadLetter, DeadLetterState, WrongState, retry
 from services.domain.model import ParkReason, Ticket
 from services.runtime.postgres import Connection, connection
-from services.runtime.rows import to_time
+from services.runtime.rows import to_time, to_us
 
+ACTIONS_MAX = 1_000
 PARKED_ONLY = frozenset({DeadLetterState.PARKED})
-FIRST = Ticket(-1, -1)
-"""Before every ticket: where a list begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +88,164 @@ async def retry_many(
     return [letter.original for letter in letters]
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A dead letter in short. `version` counts its changes."""
+
+    letter: DeadLetter
+    version: int
+    coupon_id: str | None
+    user_id: str | None
+    request_id: str | None
+    trace_id: str | None
+    record_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakenAction:
+    """What was done about a dead letter, by whom, why and when."""
+
+    action: str
+    caller: str
+    comment: str
+    time_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A dead letter whole: its bytes, and the newest ACTIONS_MAX actions, oldest first."""
+
+    entry: Entry
+    content: Content
+    actions: Sequence[TakenAction]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an operator's call makes of a dead letter."""
+
+    letter: DeadLetter
+    action: str
+    correction: Correction | None = None
+
+
+class Missing(Exception):
+    """There is no such dead letter."""
+
+
+class Outdated(Exception):
+    """The dead letter has changed since the version that the caller saw."""
+
+
+class RequestIdReused(Exception):
+    """The request_id is that of an earlier call about this dead letter which asked for something else."""
+
+
 class OperatorStore:
     """Dead letters as operators see and change them."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def letters(self, wanted: LetterFilter, after: Ticket, limit: int) -> list[DeadLetter]:
+    async def get(self, ticket: Ticket) -> Shown:
+        """Raises Missing, DatabaseAway."""
+        async with connection(self._engine) as db:
+            return await _shown(db, ticket)
+
+    async def entries(self, wanted: LetterFilter, after: Ticket, limit: int) -> list[Entry]:
         """Dead letters by ticket, at most `limit`, behind `after` (FIRST for the first). Raises DatabaseAway."""
         condition, values = wanted.condition()
         count = len(values)
         statement = f"""
-SELECT {LETTER} FROM dead_letter d
+SELECT {LETTER}, {_REST} FROM dead_letter d
 WHERE {condition} AND (d.ticket_partition, d.ticket_offset) > (${count + 1}, ${count + 2})
 ORDER BY d.ticket_partition, d.ticket_offset LIMIT ${count + 3}"""
         async with connection(self._engine) as db:
-            return [letter_of(row) for row in await db.fetch(statement, *values, *after, limit)]
+            return [_entry(row) for row in await db.fetch(statement, *values, *after, limit)]
+
+    async def operate(
+        self,
+        ticket: Ticket,
+        call: Call,
+        version: int | None,
+        decide: Callable[[DeadLetter, Content], Change],
+        *,
+        caller: str,
+        comment: str,
+    ) -> Shown:
+        """Do what the call asks for, unless it was done already; returns the dead letter as it is then.
+
+        `version` is the one that the caller saw, None for any. Raises Missing, RequestIdReused, Outdated, WrongState,
+        DatabaseAway (COMMIT may have taken effect: the same call again does nothing twice).
+        """
+        async with connection(self._engine) as db, db.transaction():
+            await lock(db, [ticket])
+            shown = await _shown(db, ticket)
+            done = await db.fetchval(_CALL, *ticket, call.request_id)
+            if done is not None:
+                if done != call.payload_hash:
+                    raise RequestIdReused
+                return shown
+            if version is not None and version != shown.entry.version:
+                raise Outdated
+            await _must_be_unsettled(db, ticket)
+            change = decide(shown.entry.letter, shown.content)
+            await update(db, [change.letter])
+            if (correction := change.correction) is not None:
+                headers = headers_text(correction.headers)
+                await db.execute(_CORRECT, *ticket, correction.value, headers, correction.coupon_id)
+            await act(db, [Act(ticket, change.action, None, comment, caller, call)])
+            return await _shown(db, ticket)
 
 
+async def _must_be_unsettled(db: Connection, ticket: Ticket) -> None:
+    """In a restored database a redrive may have a verdict that is not noted yet. Raises WrongState."""
+    row = await db.fetchrow(_VERDICT_OF, *ticket)
+    if row is not None:
+        settled = Ticket(row["settled_partition"], row["settled_offset"])
+        raise WrongState(f"dead letter {ticket} is settled by its redrive {settled}: {row['verdict']}")
+
+
+async def _shown(db: Connection, ticket: Ticket) -> Shown:
+    row = await db.fetchrow(_WHOLE, *ticket)
+    if row is None:
+        raise Missing
+    actions = [
+        TakenAction(done["action"], done["caller"], done["comment"], to_us(done["acted_at"]))
+        for done in await db.fetch(_ACTIONS, *ticket, ACTIONS_MAX)
+    ]
+    return Shown(_entry(row), content_of(row), actions)
+
+
+def _entry(row: Any) -> Entry:
+    return Entry(
+        letter=letter_of(row),
+        version=row["version"],
+        coupon_id=row["coupon_id"],
+        user_id=row["user_id"],
+        request_id=row["request_id"],
+        trace_id=row["trace_id"],
+        record_us=to_us(row["record_time"]),
+    )
+
+
+_REST = "d.version, d.coupon_id, d.user_id, d.request_id, d.trace_id, d.record_time"
+_WHOLE = f"""
+SELECT {LETTER}, {CONTENT}, d.version FROM dead_letter d WHERE d.ticket_partition = $1 AND d.ticket_offset = $2"""
+_ACTIONS = """
+SELECT action, caller, comment, acted_at FROM (
+    SELECT id, action, caller, comment, acted_at FROM dead_letter_action
+    WHERE ticket_partition = $1 AND ticket_offset = $2 ORDER BY id DESC LIMIT $3
+) AS newest ORDER BY id"""
+_CALL = """
+SELECT payload_hash FROM dead_letter_action
+WHERE ticket_partition = $1 AND ticket_offset = $2 AND request_id = $3"""
+_CORRECT = """
+UPDATE dead_letter SET corrected_value = $3, corrected_headers = $4::text::json, corrected_coupon_id = $5
+WHERE ticket_partition = $1 AND ticket_offset = $2"""
+_VERDICT_OF = f"""
+SELECT v.settled_partition, v.settled_offset, v.verdict FROM dead_letter d CROSS JOIN {VERDICT}
+WHERE d.ticket_partition = $1 AND d.ticket_offset = $2 AND d.state IN ('PARKED', 'RETRYING')"""
 _RETRIABLE = f"""
 SELECT {LETTER} FROM dead_letter d
 WHERE (d.ticket_partition, d.ticket_offset) IN (SELECT * FROM unnest($1::int[], $2::bigint[]))

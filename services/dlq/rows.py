@@ -32,6 +32,9 @@ CORRECTED = "CORRECTED"
 """The action of an operator who has it tried with other bytes. All other actions are named after the state that they
 lead to."""
 
+FIRST = Ticket(-1, -1)
+"""Before every ticket: where a walk through the dead letters begins."""
+
 Headers = tuple[tuple[str, bytes | None], ...]
 
 

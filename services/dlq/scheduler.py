@@ -8,10 +8,10 @@ import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from services.dlq.rows import FIRST
 from services.dlq.store import DeadLetterStore, Due
-from services.domain.dead_letter import DeadLetter, postpone
+from services.domain.dead_letter import DeadLetter, RetryPolicy, postpone
 from services.domain.model import Ticket
-from services.domain.retry import Backoff
 from services.runtime import metrics, wire
 from services.runtime.kafka import KafkaAway, Message, RecordProducer, home_partition
 from services.runtime.log import get_logger
@@ -25,6 +25,9 @@ REDRIVE_RECORDS_MAX = 100
 RESOLVE_ROWS_MAX = 1_000
 REDRIVE_TICK_S = 0.2
 RESOLVE_TICK_S = 1.0
+SWEEP_ROWS_MAX = 1_000
+SWEEP_TICK_S = 5.0
+"""Of looking, a part at a time, for parked ones whose redrive has a verdict: only a restored database has such."""
 PUBLISH_TIMEOUT_S = 2.0
 """Of the producer's appends: they happen inside a transaction that the server ends after 3 s of silence."""
 
@@ -38,22 +41,26 @@ class RedriveScheduler:
         producer: RecordProducer,
         line_topic: str,
         partition_count: int,
-        backoff: Backoff,
+        policy: RetryPolicy,
         clock_us: Callable[[], int],
     ) -> None:
-        """`producer` must give up within PUBLISH_TIMEOUT_S; `backoff` is of what could not be published."""
+        """`producer` must give up within PUBLISH_TIMEOUT_S; the policy's backoff also is of what can't be published."""
         self._store = store
         self._producer = producer
         self._line_topic = line_topic
         self._partition_count = partition_count
-        self._backoff = backoff
+        self._policy = policy
         self._clock_us = clock_us
         self._refused: KafkaAway | None = None
+        self._shelved = False
+        self._swept = FIRST
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping`. Away is not broken: whatever fails is tried again after a while."""
         await asyncio.gather(
-            self._repeat(self._redrive, REDRIVE_TICK_S, stopping), self._repeat(self._resolve, RESOLVE_TICK_S, stopping)
+            self._repeat(self._redrive, REDRIVE_TICK_S, stopping),
+            self._repeat(self._resolve, RESOLVE_TICK_S, stopping),
+            self._repeat(self._sweep, SWEEP_TICK_S, stopping),
         )
 
     async def _repeat(self, act: Callable[[], Awaitable[bool]], tick_s: float, stopping: asyncio.Event) -> None:
@@ -65,6 +72,7 @@ class RedriveScheduler:
                 pace.succeeded()
             except (KafkaAway, DatabaseAway) as error:
                 log.warning("redriving_interrupted", error=f"{type(error).__name__}: {error}")
+                self._shelved = self._shelved and not isinstance(error, DatabaseAway)
                 await pace.failed()
             except Exception:
                 # Not foreseen; nothing was committed, so the next try starts from the same rows.
@@ -76,6 +84,8 @@ class RedriveScheduler:
                         await asyncio.wait_for(stopping.wait(), timeout=tick_s)
 
     async def _redrive(self) -> bool:
+        if not self._shelved:
+            await self._shelve()
         await self._producer.start()  # here, for inside the transaction there is no time to connect
         self._refused = None
         now_us = self._clock_us()
@@ -84,14 +94,25 @@ class RedriveScheduler:
             raise self._refused  # what was published is marked by now; for the rest Kafka gets time
         return count == REDRIVE_RECORDS_MAX
 
+    async def _shelve(self) -> None:
+        """At the start, and when PostgreSQL was away: it may be an older database now, from before somebody discarded
+        what it has as RETRYING. What should have been redriven long ago waits for an operator then."""
+        before_us = self._clock_us() - self._policy.age_us_max
+        while shelved := await self._store.shelve_overdue(before_us, RESOLVE_ROWS_MAX):
+            for ticket in shelved:
+                log.warning("dead_letter_shelved", ticket=str(ticket))
+        self._shelved = True
+
     async def _resolve(self) -> bool:
         resolved = await self._store.resolve(RESOLVE_ROWS_MAX)
-        metrics.RESOLVED.add(len(resolved))
-        for ticket in resolved:
-            log.debug("dead_letter_resolved", ticket=str(ticket))
-        if resolved:
-            log.info("dead_letters_resolved", count=len(resolved), first=str(resolved[0]))
+        _log_resolved(resolved)
         return len(resolved) == RESOLVE_ROWS_MAX
+
+    async def _sweep(self) -> bool:
+        resolved, last = await self._store.resolve_parked(self._swept, SWEEP_ROWS_MAX)
+        _log_resolved(resolved)
+        self._swept = last or FIRST
+        return False
 
     async def _publish(self, due: Sequence[Due]) -> Mapping[Ticket, Ticket]:
         """The new tickets, by the original, of those that the broker has acknowledged."""
@@ -129,7 +150,15 @@ class RedriveScheduler:
         return due.letter.original.partition
 
     def _postpone(self, letter: DeadLetter) -> DeadLetter:
-        return postpone(letter, self._backoff, now_us=self._clock_us(), random01=random.random())
+        return postpone(letter, self._policy.backoff, now_us=self._clock_us(), random01=random.random())
+
+
+def _log_resolved(tickets: Sequence[Ticket]) -> None:
+    metrics.RESOLVED.add(len(tickets))
+    for ticket in tickets:
+        log.debug("dead_letter_resolved", ticket=str(ticket))
+    if tickets:
+        log.info("dead_letters_resolved", count=len(tickets), first=str(tickets[0]))
 
 
 def _message(due: Due) -> Message:

@@ -20,9 +20,8 @@ from services.issuer.admission import Admission
 from services.issuer.line import Line
 from services.issuer.outcomes import OutcomesTail
 from services.issuer.store import ChangeRow, Granted, IssuerStore, Progress, Refused
+from services.runtime.fields import PAGE_BYTES_MAX
 from services.runtime.rpc_errors import Refusal, Violation, invalid, unavailable
-
-PAGE_BYTES_MAX = 2 * 1024 * 1024
 
 
 class Reading:

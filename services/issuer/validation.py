@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coupon.v1 import coupon_pb2, events_pb2, issuer_pb2
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.domain.decide import UPDATE_PATHS
 from services.domain.model import (
-    DISPLAY_NAME_LENGTH_MAX,
     ID_LENGTH_MAX,
     TOTAL_QUANTITY_MAX,
     CouponId,
@@ -21,19 +17,12 @@ from services.domain.model import (
     Ticket,
     UserId,
     is_id,
-    is_request_id,
     printable,
 )
-from services.runtime.paging import parse_page_token
-from services.runtime.rpc_errors import Violation, invalid
+from services.runtime.fields import ID_RULE, Fields
 
 BATCH_REQUESTS_MAX = 1_000
-PAGE_SIZE_DEFAULT = 50
-PAGE_SIZE_MAX = 1_000
-_SECONDS_MIN = -62_135_596_800
-_SECONDS_MAX = 253_402_300_799
 _SEQUENCE_DIGITS_MAX = 18
-_ID_RULE = "must be 1 to 128 of A-Z a-z 0-9 . _ ~ @ : + -"
 _Change = events_pb2.CouponChangeRequestedEvent
 
 
@@ -61,67 +50,14 @@ class IssuanceList:
     after: str
 
 
-class _Fields:
-    """Collects violations; `finish` raises them all."""
-
-    def __init__(self, prefix: str = "") -> None:
-        self._prefix = prefix
-        self._violations: list[Violation] = []
-
-    def bad(self, field: str, description: str) -> None:
-        self._violations.append(Violation(self._prefix + field, description))
-
-    def identifier(self, field: str, text: str) -> str:
-        if not is_id(text):
-            self.bad(field, _ID_RULE)
-        return text
-
-    def coupon_name(self, field: str, text: str) -> CouponId:
-        collection, _, coupon_id = text.partition("/")
-        if collection != "coupons" or not is_id(coupon_id):
-            self.bad(field, f"must be coupons/{{coupon_id}}, where the id {_ID_RULE}")
-        return CouponId(coupon_id)
-
-    def request_id(self, text: str) -> RequestId:
-        if not text:
-            return RequestId(str(uuid.uuid4()))
-        if not is_request_id(text):
-            self.bad("request_id", "must be a UUID, as in 123e4567-e89b-12d3-a456-426614174000")
-        return RequestId(text)
-
-    def time(self, field: str, message: Timestamp) -> tuple[int, int]:
-        if not (_SECONDS_MIN <= message.seconds <= _SECONDS_MAX and 0 <= message.nanos <= 999_999_999):
-            self.bad(field, "must be a time from 0001-01-01T00:00:00Z to 9999-12-31T23:59:59.999999999Z")
-        return message.seconds, message.nanos // 1000
-
-    def page_size(self, asked: int) -> int:
-        """The default for 0; over-large sizes are coerced."""
-        if asked < 0:
-            self.bad("page_size", "must not be negative")
-        return min(asked or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
-
-    def page_token(self, filter_key: str, token: str, is_key: Callable[[str], bool]) -> str:
-        """The key behind which the page begins; anyone can make a token, so the key is checked as well."""
-        after = parse_page_token(filter_key, token)
-        if after is None or (after and not is_key(after)):
-            self.bad("page_token", "must be a next_page_token of this list with the same filter")
-        return after or ""
-
-    def display_name(self, field: str, text: str) -> None:
-        if len(text) > DISPLAY_NAME_LENGTH_MAX:
-            self.bad(field, f"must be at most {DISPLAY_NAME_LENGTH_MAX} characters")
-        if any(unicodedata.category(c) == "Cc" for c in text):
-            self.bad(field, "must have no control characters")
+class _Fields(Fields):
+    """With what is particular to coupons."""
 
     def window(self, prefix: str, coupon: coupon_pb2.Coupon, *, both_count: bool = True) -> None:
         start = self.time(f"{prefix}start_time", coupon.start_time)
         end = self.time(f"{prefix}end_time", coupon.end_time)
         if both_count and coupon.HasField("start_time") and coupon.HasField("end_time") and end <= start:
             self.bad(f"{prefix}end_time", "must be after start_time")
-
-    def finish(self, request_id: str = "") -> None:
-        if self._violations:
-            raise invalid(self._violations, printable(request_id, ID_LENGTH_MAX))
 
 
 def issue_call(request: issuer_pb2.IssueCouponRequest) -> IssueCall:
@@ -154,7 +90,7 @@ def issuance(name: str, ticket: str) -> tuple[CouponId, UserId, Ticket | None]:
     if len(parts) == 4 and parts[0] == "coupons" and parts[2] == "issuances":
         _, coupon_id, _, user_id = parts
     if not (is_id(coupon_id) and is_id(user_id)):
-        fields.bad("name", f"must be coupons/{{coupon_id}}/issuances/{{user_id}}, where each id {_ID_RULE}")
+        fields.bad("name", f"must be coupons/{{coupon_id}}/issuances/{{user_id}}, where each id {ID_RULE}")
     parsed = Ticket.parse(ticket) if ticket else None
     if ticket and parsed is None:
         fields.bad("ticket", 'must be "<partition>-<offset>"')

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from services.domain.model import ParkReason
 from services.runtime.instruments import Counter, Gauge, Histogram, Instrument, Sampler
 
 _CALL_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -31,6 +32,7 @@ DEPENDENCY_ERRORS = Counter(
     "firstcome.dependency.errors",
     "Failures to reach kafka or postgres, or to be served in time.",
     labels=["dependency"],
+    start=[(KAFKA,), (POSTGRES,)],
 )
 POOL_CONNECTIONS = Gauge("firstcome.postgres.connections", "Connections of the pool: used or idle.", labels=["state"])
 POOL_CONNECTIONS_MAX = Gauge("firstcome.postgres.connections.max", "Connections that the pool may have.")
@@ -116,7 +118,7 @@ VERDICTS = Counter(
     "Records settled. verdict: ISSUED, REJECTED, PARKED or CHANGED; reason: why it is no, or APPLIED.",
     labels=["verdict", "reason"],
     services="ledger",
-    start=[("ISSUED", "")],
+    start=[("ISSUED", ""), *(("PARKED", reason.value) for reason in ParkReason)],
 )
 SETTLE_SECONDS = Histogram(
     "firstcome.accept_to_settle",
@@ -204,6 +206,7 @@ FILED = Counter(
     "Failures that were filed, by the line's reason and the state that they led to.",
     labels=["reason", "state"],
     services="dlq",
+    start=[(reason.value, "PARKED") for reason in ParkReason],
 )
 REDRIVES = Counter("firstcome.redrives", "Dead letters that were put into the line again.", services="dlq", start=[()])
 RESOLVED = Counter(

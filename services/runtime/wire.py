@@ -54,6 +54,7 @@ CHANGED = "coupon.v1.CouponChangedEvent"
 CONTENT_TYPE = b"application/protobuf"
 ISSUER_SOURCE = b"/firstcome/issuer"
 LEDGER_SOURCE = b"/firstcome/ledger"
+DLQ_SOURCE = b"/firstcome/dlq"
 SPEC_VERSION = b"1.0"
 
 _ISSUE_REQUESTED = ISSUE_REQUESTED.encode()
@@ -122,6 +123,13 @@ def request_headers(
 ) -> list[tuple[str, bytes | None]]:
     """CloudEvents' headers of a record that the issuer puts on the line."""
     return _headers(ce_type, ce_id.encode(), ISSUER_SOURCE, ce_time, traceparent)
+
+
+def corrected_headers(
+    ce_type: str, ce_id: str, time_us: int, traceparent: bytes | None
+) -> list[tuple[str, bytes | None]]:
+    """CloudEvents' headers of a record that is put on the line in place of a dead letter's."""
+    return _headers(ce_type, ce_id.encode(), DLQ_SOURCE, rfc3339(time_us), traceparent)
 
 
 @lru_cache(maxsize=16)

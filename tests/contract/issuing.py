@@ -15,13 +15,24 @@ from unittest import mock
 import asyncpg
 import grpc
 import pytest
-from coupon.v1 import coupon_pb2, coupon_pb2_grpc, events_pb2, issuer_pb2, issuer_pb2_grpc
+from coupon.v1 import (
+    coupon_pb2,
+    coupon_pb2_grpc,
+    dead_letter_pb2,
+    dead_letter_pb2_grpc,
+    events_pb2,
+    issuer_pb2,
+    issuer_pb2_grpc,
+)
 from google.protobuf.message import Message as ProtoMessage
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from services.dlq import consumer as dlq_consumer
+from services.dlq import scheduler
+from services.dlq.__main__ import serve as serve_dlq
 from services.domain.model import ParkReason, Ticket
 from services.issuer import __main__ as issuer_main
 from services.issuer import outcomes
@@ -29,7 +40,7 @@ from services.issuer.outcomes import OutcomesTail
 from services.ledger import consumer
 from services.ledger.__main__ import serve as serve_ledger
 from services.runtime import kafka, partitions, wire
-from services.runtime.config import issuer_config, ledger_config
+from services.runtime.config import dlq_config, issuer_config, ledger_config
 from services.runtime.kafka import Message, PartitionReader, Record, RecordProducer, Topics
 from stack import Stack, free_port
 from tests.conftest import TEST_PARTITIONS
@@ -200,12 +211,57 @@ class Client:
         return self.coupons.CloseCoupon(asked, timeout=DEADLINE_S)
 
 
+class DeadLetters:
+    """The stub of one dlq, and its calls in short."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.channel = grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+        self.stub: Any = dead_letter_pb2_grpc.DeadLetterServiceStub(self.channel)
+
+    def get(self, ticket: Ticket) -> Any:
+        asked = dead_letter_pb2.GetDeadLetterRequest(name=f"deadLetters/{ticket}")
+        return self.stub.GetDeadLetter(asked, timeout=DEADLINE_S)
+
+    def list(self, page_size: int = 0, page_token: str = "", **wanted: Any) -> Any:
+        asked = dead_letter_pb2.ListDeadLettersRequest(
+            filter=dead_letter_pb2.DeadLetterFilter(**wanted), page_size=page_size, page_token=page_token
+        )
+        return self.stub.ListDeadLetters(asked, timeout=DEADLINE_S)
+
+    def retry(self, ticket: Ticket, request: str = "", **values: Any) -> Any:
+        asked = dead_letter_pb2.RetryDeadLetterRequest(name=f"deadLetters/{ticket}", request_id=request, **values)
+        return self.stub.RetryDeadLetter(asked, timeout=DEADLINE_S)
+
+    def discard(self, ticket: Ticket, request: str = "", comment: str = "of no use", **values: Any) -> Any:
+        asked = dead_letter_pb2.DiscardDeadLetterRequest(
+            name=f"deadLetters/{ticket}", request_id=request, comment=comment, **values
+        )
+        return self.stub.DiscardDeadLetter(asked, timeout=DEADLINE_S)
+
+    async def becomes(self, ticket: Ticket, state: Any) -> Any:
+        """The dead letter, once it is in that state."""
+
+        async def there() -> Any:
+            try:
+                letter = await self.get(ticket)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise
+                return None
+            return letter if letter.state == state else None
+
+        return await eventually(there)
+
+
 @contextlib.contextmanager
 def impatient() -> Iterator[None]:
     """Idle moments of a few milliseconds, so that services start and end quickly; what they do is the same."""
     with (
         mock.patch.object(outcomes, "POLL_MS", 50),
         mock.patch.object(consumer, "IDLE_MS", 50),
+        mock.patch.object(dlq_consumer, "IDLE_MS", 50),
+        mock.patch.object(scheduler, "RESOLVE_TICK_S", 0.05),
         mock.patch.object(partitions, "TICK_S", 0.05),
     ):
         yield
@@ -291,6 +347,26 @@ class System:
                 await self._serving(task, health)
                 yield
             finally:
+                stopping.set()
+                await asyncio.wait_for(task, PATIENCE_S)
+
+    @contextlib.asynccontextmanager
+    async def dlq(self, **settings: str) -> AsyncIterator[DeadLetters]:
+        """A dlq that answers; by itself it retries so seldom that no test sees it, unless `settings` say otherwise."""
+        address, health = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        hour = {"FIRSTCOME_RETRY_BACKOFF_BASE_MS": "3600000", "FIRSTCOME_RETRY_BACKOFF_CAP_MS": "3600000"}
+        config = dlq_config(
+            self.environ(FIRSTCOME_LISTEN=address, FIRSTCOME_HEALTH_LISTEN=health, **{**hour, **settings})
+        )
+        stopping = asyncio.Event()
+        with impatient():
+            task = asyncio.ensure_future(serve_dlq(config, stopping))
+            await self._serving(task, health)
+            client = DeadLetters(address)
+            try:
+                yield client
+            finally:
+                await client.channel.close()
                 stopping.set()
                 await asyncio.wait_for(task, PATIENCE_S)
 

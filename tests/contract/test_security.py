@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
-from coupon.v1 import coupon_pb2, coupon_pb2_grpc, issuer_pb2, issuer_pb2_grpc
+from coupon.v1 import coupon_pb2, coupon_pb2_grpc, dead_letter_pb2_grpc, issuer_pb2, issuer_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
@@ -114,6 +114,8 @@ async def serving(
     server = GrpcServer(health, concurrent_calls_max=1_000, access=access)
     issuer_pb2_grpc.add_IssuerServiceServicer_to_server(issuing, server.server)
     coupon_pb2_grpc.add_CouponServiceServicer_to_server(Managing(), server.server)
+    unimplemented = dead_letter_pb2_grpc.DeadLetterServiceServicer()
+    dead_letter_pb2_grpc.add_DeadLetterServiceServicer_to_server(unimplemented, server.server)
     server.server.add_generic_rpc_handlers((_Unlisted(),))
     await server.start(f"{listen_host}:{port}", ["coupon.v1.IssuerService"])
     await health.set("", serving=True)
@@ -165,7 +167,7 @@ def callers(tmp_path: Path) -> Callers:
 async def test_no_credentials_no_answer_whatever_the_method(callers: Callers) -> None:
     async with serving(Access(str(callers.path))) as served:
         for method in METHODS:
-            if "Watch" not in method and "Reflection" not in method and "DeadLetter" not in method:
+            if "Watch" not in method and "Reflection" not in method:
                 if "Replay" in method or "Health/List" in method:
                     continue  # served elsewhere
                 assert shape(await refused(served.raw(method))) == _UNAUTHENTICATED, method

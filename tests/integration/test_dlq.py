@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -22,7 +23,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from services.dlq.__main__ import RETRY_AGE_US_MAX
 from services.dlq.__main__ import serve as serve_dlq
 from services.dlq.consumer import PartitionFiler
-from services.dlq.operator_store import FIRST, LetterFilter, OperatorStore, retry_many
+from services.dlq.operator_store import LetterFilter, OperatorStore, retry_many
+from services.dlq.rows import FIRST
 from services.dlq.store import DeadLetterStore, Due
 from services.domain.dead_letter import DeadLetterState, RetryPolicy, postpone
 from services.domain.model import ParkReason, Ticket
@@ -35,7 +37,9 @@ from services.runtime.postgres import connection, create_engine
 from stack import ServiceProcess, Stack, free_port
 from tests.conftest import TEST_PARTITIONS
 
-PATIENCE_S = 30.0
+REDRIVES = int(os.environ.get("FIRSTCOME_TEST_REDRIVES", "2000"))
+PATIENCE_S = 30.0 + REDRIVES / 200
+KILLS = int(os.environ.get("FIRSTCOME_TEST_KILLS", "2"))
 COUPON = "spring"
 HOME = kafka.home_partition(COUPON.encode(), TEST_PARTITIONS)
 ELSEWHERE = (HOME + 1) % TEST_PARTITIONS
@@ -409,8 +413,8 @@ async def test_two_replicas_publish_each_redrive_once(bench: Bench) -> None:
     assert len(found) == len(set(found)) == len(dead)
 
 
-async def test_killed_and_started_again_it_loses_nothing_and_nobody_wins_twice(bench: Bench, tmp_path: Path) -> None:
-    users = [f"u{i}" for i in range(2_000)]
+async def test_killed_again_and_again_it_loses_nothing_and_nobody_wins_twice(bench: Bench, tmp_path: Path) -> None:
+    users = [f"u{i}" for i in range(REDRIVES)]
     requests = [issue(user) for user in users]
     tickets = (await bench.put(bench.topics.line, HOME, creation(len(users)), *requests))[1:]
     dead = [bench.dead_letter(ticket, request) for ticket, request in zip(tickets, requests, strict=True)]
@@ -433,9 +437,15 @@ async def test_killed_and_started_again_it_loses_nothing_and_nobody_wins_twice(b
 
     async with bench.ledger():
         try:
-            for states, at_least in ((("RETRYING", "REDRIVEN"), 1), (("REDRIVEN", "RESOLVED"), 400)):
+            # Once while it files them, then again and again in the middle of redriving.
+            places = [
+                ("RETRYING", 1),
+                *(("REDRIVEN", len(users) * kill // (KILLS + 1)) for kill in range(1, KILLS + 1)),
+            ]
+            for state, at_least in places:
                 service.start()
-                await eventually(lambda states=states, at_least=at_least: counted(states, at_least))  # type: ignore[misc]
+                reached = (state, "REDRIVEN", "RESOLVED")
+                await eventually(lambda reached=reached, at_least=at_least: counted(reached, at_least))  # type: ignore[misc]
                 service.kill()
                 await eventually(lambda: asyncio.sleep(0, not service.running))
             service.start()
@@ -449,6 +459,10 @@ async def test_killed_and_started_again_it_loses_nothing_and_nobody_wins_twice(b
     }
     (coupon,) = await bench.fetch("SELECT remaining, issued_count FROM coupon")
     assert tuple(coupon) == (0, len(users))
+    redrives = await bench.records(bench.topics.line, HOME)
+    print(
+        f"{len(users)} redriven through {KILLS + 1} kills by {sum(redrive_of(r) is not None for r in redrives)} records"
+    )
 
 
 async def test_a_crash_between_publishing_and_marking_publishes_the_very_same_record_again(bench: Bench) -> None:
@@ -474,10 +488,13 @@ async def test_a_crash_between_publishing_and_marking_publishes_the_very_same_re
     with pytest.raises(ZeroDivisionError):
         await store.redrive_due(far_us, 10, publish_and_die, lambda letter: letter)
     await engine.dispose()
-    assert await bench.states() == ["RETRYING"]
+    # Until its redrive is noted it can't be corrected: the line may have it already.
+    ((state, publishing),) = [(row["state"], row["publishing"]) for row in (await bench.letters()).values()]
+    assert (state, publishing) == ("RETRYING", True)
     await bench.fetch("UPDATE dead_letter SET next_attempt_at = now()")
     async with bench.dlq():
         await states_become(bench, "REDRIVEN")
+    assert [row["publishing"] for row in (await bench.letters()).values()] == [False]
     first, second = await bench.records(bench.topics.line, HOME)
     assert (first.key, first.value, first.headers) == (second.key, second.value, second.headers)
 
@@ -500,6 +517,33 @@ async def test_what_could_not_be_published_is_tried_later(bench: Bench) -> None:
     (row,) = (await bench.letters()).values()
     assert (row["state"], row["attempt_count"]) == ("RETRYING", 1)
     assert row["next_attempt_at"].timestamp() == later_us / 1_000_000 + 10
+
+
+async def test_after_a_restore_nothing_settled_or_forgotten_is_redriven(bench: Bench) -> None:
+    for offset, reason in enumerate((ParkReason.BAD_ID, ParkReason.INTERNAL, ParkReason.INTERNAL, ParkReason.EMPTY)):
+        await bench.fail(Ticket(HOME, offset), issue(f"u{offset}"), reason)
+    async with bench.dlq(base_ms=3_600_000, cap_ms=3_600_000):
+        await bench.dlq_is_read(HOME)
+    # The database is an older one now, and the ledger has settled again what was redriven since.
+    for settled in (0, 1):
+        await bench.fetch(
+            "INSERT INTO rejected_issue (ticket_partition, ticket_offset, reason, redrive_of, accepted_at) "
+            "VALUES ($1, $2, 'SOLD_OUT', $3, now())",
+            HOME,
+            20 + settled,
+            f"{HOME}-{settled}",
+        )
+    await bench.fetch("UPDATE dead_letter SET next_attempt_at = now() WHERE ticket_offset = 1")
+    await bench.fetch("UPDATE dead_letter SET next_attempt_at = now() - interval '601 s' WHERE ticket_offset = 2")
+    async with bench.dlq(base_ms=3_600_000, cap_ms=3_600_000):
+        await states_become(bench, "RESOLVED", "RESOLVED", "PARKED", "PARKED")
+    assert [row["redrive_ticket"] for row in (await bench.letters()).values()] == [
+        f"{HOME}-20",
+        f"{HOME}-21",
+        None,
+        None,
+    ]
+    assert await bench.records(bench.topics.line, HOME) == []
 
 
 async def test_many_are_retried_at_once_but_for_those_that_somebody_has_locked(bench: Bench) -> None:
@@ -525,9 +569,9 @@ async def test_many_are_retried_at_once_but_for_those_that_somebody_has_locked(b
     retrying = LetterFilter(
         state=DeadLetterState.RETRYING, reason=ParkReason.BAD_ID, failed_before_us=time.time_ns() // 1_000
     )
-    assert [letter.original.offset for letter in await store.letters(retrying, FIRST, 10)] == [0, 1, 4]
+    assert [entry.letter.original.offset for entry in await store.entries(retrying, FIRST, 10)] == [0, 1, 4]
     parked = LetterFilter(state=DeadLetterState.PARKED, coupon_id=COUPON, user_id="u3", failed_after_us=1)
-    assert [letter.original.offset for letter in await store.letters(parked, FIRST, 10)] == [3]
+    assert [entry.letter.original.offset for entry in await store.entries(parked, FIRST, 10)] == [3]
     await engine.dispose()
     done = await bench.fetch("SELECT ticket_offset, action, comment FROM dead_letter_action WHERE caller = 'ann'")
     assert [tuple(row) for row in done] == [(offset, "RETRYING", "fixed") for offset in (0, 4, 1)]

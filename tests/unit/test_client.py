@@ -240,9 +240,7 @@ def test_client_knows_every_reason_of_the_catalogue() -> None:
 
 def test_documentation_names_every_reason() -> None:
     text = (Path(__file__).parents[2] / "docs/clients.md").read_text(encoding="utf-8")
-    # Those of dead letters and jobs belong to services that the client does not speak to yet.
-    elsewhere = {Reason.WRONG_STATE, Reason.DEAD_LETTER_NOT_FOUND, Reason.REPLAY_JOB_NOT_FOUND}
-    assert [reason.value for reason in Reason if reason not in elsewhere and reason.value not in text] == []
+    assert [reason.value for reason in Reason if reason.value not in text] == []
 
 
 async def test_issue_and_wait_calls_again_no_sooner_than_asked(client: Client, issuer: Issuer) -> None:

@@ -1,0 +1,1 @@
+"""What runs the product elsewhere: images, manifests, observability."""

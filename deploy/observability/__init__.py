@@ -1,0 +1,1 @@
+"""Rules and dashboards for what the services tell of themselves."""
