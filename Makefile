@@ -9,7 +9,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/protos
 
 PROTOS := $(sort $(wildcard protos/coupon/v1/*.proto))
 # Those of the code folders that have code.
-CODE := $(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.py,services migrations stack checker demo bench firstcome baseline examples deploy/image deploy/observability tests)))))
+CODE := $(patsubst %/,%,$(sort $(dir $(wildcard $(addsuffix /*.py,services migrations stack checker demo bench chaos firstcome baseline examples deploy/image deploy/observability tests)))))
 GOOGLE_PROTOS = $$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos -I$(GOOGLE_PROTOS)
 # What lint-contract checks, and what that must not break: the contract as the last release had it.
@@ -33,6 +33,10 @@ help: ## this list
 .PHONY: demo
 demo: $(VENV)/.ready ## the whole path on real Kafka and PostgreSQL, then a verification
 	@$(BIN)/python -m demo $(ARGS)
+
+.PHONY: chaos
+chaos: $(VENV)/.ready ## faults in the middle of a rush, and the checker's verdict on each (ARGS="--seed 7 ledger-killed")
+	@$(BIN)/python -m chaos $(ARGS)
 
 .PHONY: up
 up: $(VENV)/.ready ## start everything in the background on the usual ports (KEEP=1: with the data of last time)

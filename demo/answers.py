@@ -14,6 +14,7 @@ UNCERTAIN = RETRYABLE | {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANC
 VERDICTS = frozenset(
     {"COUPON_NOT_FOUND", "ALREADY_ISSUED", "CLOSED", "NOT_OPEN", "ENDED", "PAUSED", "SOLD_OUT", "PARKED"}
 )
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 RETRY_DELAY_S = 0.5
 """Where the answer names no delay."""
 
@@ -50,15 +51,24 @@ def answer_of(issuance: issuer_pb2.Issuance) -> Answer:
 
 def answer_of_error(error: grpc.aio.AioRpcError) -> Answer | Failure:
     """An error: a refusal that says what holds is an answer too."""
+    return _answer(error.code(), _status(error), error.details() or "")
+
+
+def answer_of_status(status: status_pb2.Status) -> Answer | Failure:
+    """One error of a batch."""
+    return _answer(_CODES[status.code], status, status.message)
+
+
+def _answer(code: grpc.StatusCode, status: status_pb2.Status, message: str) -> Answer | Failure:
     info, delay_s = error_details_pb2.ErrorInfo(), RETRY_DELAY_S
-    for detail in _status(error).details:
+    for detail in status.details:
         retry = error_details_pb2.RetryInfo()
         if detail.Unpack(retry):
             delay_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
         detail.Unpack(info)
-    if error.code() not in UNCERTAIN and info.domain == "firstcome" and info.reason in VERDICTS:
+    if code not in UNCERTAIN and info.domain == "firstcome" and info.reason in VERDICTS:
         return Answer("REJECTED", info.metadata.get("ticket", ""), info.reason, 0)
-    return Failure(error.code(), info.reason or error.code().name, error.details() or "", delay_s)
+    return Failure(code, info.reason or code.name, message, delay_s)
 
 
 def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status:

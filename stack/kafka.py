@@ -1,4 +1,4 @@
-"""One Kafka broker in KRaft mode, which is its own controller."""
+"""Kafka brokers in KRaft mode: one that is its own controller, or one of several that elect theirs."""
 
 import contextlib
 import os
@@ -11,6 +11,8 @@ import tempfile
 import threading
 import uuid
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -44,21 +46,33 @@ _JVM_OPTIONS: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The brokers of a cluster as one of them sees it: its own number, from 1, and all controllers' ports in order."""
+
+    node: int
+    controller_ports: tuple[int, ...]
+
+
 class Kafka(Engine):
-    """The broker; its data and settings are in `folder`."""
+    """A broker; its data and settings are in `folder`."""
 
     name = "Kafka"
     stop_signal = signal.SIGTERM
     stop_timeout_s = 20.0
     ready_timeout_s = 60.0
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, *, detour_port: int | None = None, peers: Peers | None = None) -> None:
+        """Clients that come to `detour_target_port` are told to come by `detour_port`, where somebody must forward."""
         super().__init__(port, folder / "kafka.log")
+        self.detour_target_port = ports.free_port() if detour_port else None
+        self.detour_port = detour_port
+        self._peers = peers
         self._folder = folder
         self._settings_path = folder / "server.properties"
         self._data = folder / "data"
         self._scratch = folder / "scratch"
-        self._controller_port = ports.free_port()
+        self._controller_port = peers.controller_ports[peers.node - 1] if peers else ports.free_port()
         self._jars: list[Path] = []
 
     def prepare(self) -> None:
@@ -69,10 +83,12 @@ class Kafka(Engine):
         self._scratch.mkdir()
         if not (self._data / "meta.properties").exists():
             shutil.copytree(template, self._data, dirs_exist_ok=True)
+            if self._peers is not None:
+                _rename_node(self._data / "meta.properties", self._peers.node)
         self._write_settings()
 
     def spawn(self) -> Child:
-        if not ports.is_free(self._controller_port):  # restarted after a long time
+        if self._peers is None and not ports.is_free(self._controller_port):  # restarted after a long time
             self._controller_port = ports.free_port()
             self._write_settings()
         return spawn(
@@ -90,12 +106,15 @@ class Kafka(Engine):
 
     def answers(self) -> bool:
         try:
-            return _brokers_known_to(self.port) > 0
+            return _brokers_known_to(self.port) >= 1
         except OSError:
             return False
 
     def _write_settings(self) -> None:
-        self._settings_path.write_text(_settings(self._data, self.port, self._controller_port))
+        settings = _settings(self._data, self.port, self._peers or Peers(1, (self._controller_port,)))
+        if self.detour_target_port is not None:
+            settings.update(_detour(settings, self.detour_target_port, self.detour_port or 0))
+        _write(self._settings_path, settings)
 
 
 def prepare_kafka(cancelled: threading.Event) -> tuple[list[Path], Path]:
@@ -108,27 +127,32 @@ def prepare_kafka(cancelled: threading.Event) -> tuple[list[Path], Path]:
     return jars, _template(jars)
 
 
-def _settings(data: Path, port: int, controller_port: int) -> str:
-    settings = {
+def _settings(data: Path, port: int, peers: Peers) -> dict[str, str]:
+    voters = [f"{node}@{ports.HOST}:{port}" for node, port in enumerate(peers.controller_ports, start=1)]
+    controller_port = peers.controller_ports[peers.node - 1]
+    # Internal topics cannot have more replicas than there are brokers, and need no 50 partitions.
+    replicas = str(len(voters))
+    in_sync_min = str(len(voters) // 2 + 1)
+    return {
         "process.roles": "broker,controller",
-        "node.id": "1",
-        "controller.quorum.voters": f"1@{ports.HOST}:{controller_port}",
+        "node.id": str(peers.node),
+        "controller.quorum.voters": ",".join(voters),
         "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "PLAINTEXT",
         "listeners": f"PLAINTEXT://{ports.HOST}:{port},CONTROLLER://{ports.HOST}:{controller_port}",
         "advertised.listeners": f"PLAINTEXT://{ports.HOST}:{port}",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "log.dirs": str(data),
-        # One broker: internal topics cannot have more replicas, and need no 50 partitions.
-        "offsets.topic.replication.factor": "1",
+        "offsets.topic.replication.factor": replicas,
         "offsets.topic.num.partitions": "4",
-        "transaction.state.log.replication.factor": "1",
-        "transaction.state.log.min.isr": "1",
+        "transaction.state.log.replication.factor": replicas,
+        "transaction.state.log.min.isr": in_sync_min,
         "transaction.state.log.num.partitions": "4",
-        "share.coordinator.state.topic.replication.factor": "1",
-        "share.coordinator.state.topic.min.isr": "1",
+        "share.coordinator.state.topic.replication.factor": replicas,
+        "share.coordinator.state.topic.min.isr": in_sync_min,
         "share.coordinator.state.topic.num.partitions": "4",
-        "default.replication.factor": "1",
-        "min.insync.replicas": "1",
+        "default.replication.factor": replicas,
+        "min.insync.replicas": in_sync_min,
         "auto.create.topics.enable": "false",
         "group.initial.rebalance.delay.ms": "0",
         # A broker that was killed may register again only when its old session is over (9 s by default).
@@ -137,7 +161,27 @@ def _settings(data: Path, port: int, controller_port: int) -> str:
         # The cleaner takes 128 MiB of the heap by default.
         "log.cleaner.dedupe.buffer.size": str(8 << 20),
     }
-    return "".join(f"{key}={value}\n" for key, value in settings.items())
+
+
+def _detour(settings: Mapping[str, str], target_port: int, detour_port: int) -> dict[str, str]:
+    """The settings that change for a second listener, whose clients are sent to another port."""
+    return {
+        "listeners": f"{settings['listeners']},DETOUR://{ports.HOST}:{target_port}",
+        "advertised.listeners": f"{settings['advertised.listeners']},DETOUR://{ports.HOST}:{detour_port}",
+        "listener.security.protocol.map": f"{settings['listener.security.protocol.map']},DETOUR:PLAINTEXT",
+    }
+
+
+def _write(path: Path, settings: Mapping[str, str]) -> None:
+    path.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+
+
+def _rename_node(meta_properties: Path, node: int) -> None:
+    """Give a copied storage folder the node's own number, and an id that no other folder of the cluster has."""
+    lines = meta_properties.read_text().splitlines()
+    own = {"node.id": str(node), "directory.id": urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")}
+    changed = [f"{key}={own.get(key, value)}" for key, _, value in (line.partition("=") for line in lines)]
+    meta_properties.write_text("\n".join(changed) + "\n")
 
 
 def _class_path(jars: list[Path]) -> str:
@@ -163,7 +207,7 @@ def _template(jars: list[Path]) -> Path:
         ):
             draft = Path(draft_name)
             settings = draft / "server.properties"
-            settings.write_text(_settings(draft / "data", 9092, 9093))
+            _write(settings, _settings(draft / "data", 9092, Peers(1, (9093,))))
             cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "a")
             try:
                 done = subprocess.run(

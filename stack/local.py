@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Final
+from typing import Final, TypeVar
 
 from stack import leftovers, ports, progress
 from stack.engine import Engine
@@ -49,11 +49,13 @@ class Stack:
         shared_buffers: str = "256MB",
         postgres_settings: Mapping[str, str] | None = None,
         redis: bool = False,
+        kafka_detour_port: int | None = None,
     ) -> "Stack":
         """Starts both, and `redis`, in parallel and returns when all answer.
 
         A port of None is a free one; a `data_dir` of None is a temporary folder, deleted at the end. A server whose
         address is in the environment (FIRSTCOME_KAFKA_BOOTSTRAP, FIRSTCOME_POSTGRES_DSN) is used instead of an own one.
+        `kafka_detour_port`: see Kafka.
         Raises StackError, with nothing left running.
         """
         external_kafka = os.environ.get("FIRSTCOME_KAFKA_BOOTSTRAP")
@@ -69,7 +71,7 @@ class Stack:
             leftovers.remember_folder(temporary)
         folder = temporary or data_dir or Path()
         stack = cls(
-            external_kafka or Kafka(folder / "kafka", kafka_port or ports.free_port()),
+            external_kafka or Kafka(folder / "kafka", kafka_port or ports.free_port(), detour_port=kafka_detour_port),
             external_postgres
             or Postgres(
                 folder / "postgres",
@@ -93,7 +95,7 @@ class Stack:
         return stack
 
     @property
-    def kafka(self) -> Engine:
+    def kafka(self) -> Kafka:
         """Raises StackError if the broker is not ours."""
         return _own(self._kafka, "Kafka")
 
@@ -191,7 +193,10 @@ def _require_linux() -> None:
         )
 
 
-def _own(engine: Engine | str, name: str) -> Engine:
+E = TypeVar("E", bound=Engine)
+
+
+def _own(engine: E | str, name: str) -> E:
     if isinstance(engine, str):
         raise StackError(f"{name} at {engine} was given by the environment, so this stack cannot stop or start it.")
     return engine

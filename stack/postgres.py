@@ -137,6 +137,11 @@ def create_database(dsn: str, name: str) -> str:
     return base.rpartition("/")[0] + f"/{name}" + (f"?{query}" if query else "")
 
 
+def binary(name: str) -> Path:
+    """A client program of the wheel, such as pg_dump. Raises StackError."""
+    return _wheel() / "bin" / name
+
+
 def unprivileged_user() -> RunAs | None:
     """Whom to run the server as: root becomes `nobody`, since PostgreSQL refuses root; None: as we are."""
     if os.geteuid() != 0:

@@ -16,7 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from migrations.database import upgrade
 from migrations.topics import ensure_topics
 from services.runtime.kafka import Topics
-from stack import Stack
+from stack import Stack, free_port
 
 TEST_PARTITIONS = 4
 
@@ -34,7 +34,7 @@ def unique_name(what: str) -> str:
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     """Kafka and PostgreSQL on free ports (or those that the environment names), for all tests of the session."""
-    with Stack.start() as running:
+    with Stack.start(kafka_detour_port=free_port()) as running:
         yield running
 
 
