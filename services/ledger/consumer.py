@@ -230,6 +230,8 @@ class PartitionLedger(PartitionWorker):
     async def _take_position(self) -> Position:
         """The table's position, once the log is known to be the log and all that is committed is published."""
         position = await self._store.position(self._partition)
+        if not self._run.reached:  # one that is stays so, whatever has interrupted it
+            self._run = await self._store.parked_run(position, self._run.limit)
         await check_log(self._line, position, position.published_offset)
         published = await self._read_dead_letters(position)
         await self._publish_again(position, published)

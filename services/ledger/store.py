@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import takewhile
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -83,6 +84,17 @@ class LedgerStore:
         async with connection(self._engine) as db:
             await db.execute(_END_FROZEN)
             return await self._progress.take(db, partition)
+
+    async def parked_run(self, position: Position, limit: int) -> ParkedRun:
+        """The run of parked records that ends at the position, so that it goes on where another ledger counted it.
+
+        At most one short of the limit: a taken position is never halted for what is behind it. Raises DatabaseAway.
+        """
+        if limit == 0:
+            return ParkedRun(0, limit)
+        async with connection(self._engine) as db:
+            rows = await db.fetch(_LAST_REASONS, position.partition, limit - 1)
+        return ParkedRun(sum(1 for _ in takewhile(lambda row: row["reason"] == Reason.PARKED, rows)), limit)
 
     async def settle(
         self, before: Position, after: Position, records: Sequence[LineRecord], run: ParkedRun
@@ -286,6 +298,13 @@ _END_FROZEN = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND usename = current_user AND application_name = current_setting('application_name')
     AND state = 'active' AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - interval '3 s'"""
+# Of rejected records alone, behind the last one that was no refusal.
+_LAST_REASONS = """
+SELECT reason FROM rejected_issue
+WHERE ticket_partition = $1 AND ticket_offset > greatest(
+    (SELECT coalesce(max(ticket_offset), -1) FROM user_coupon WHERE ticket_partition = $1),
+    (SELECT coalesce(max(ticket_offset), -1) FROM coupon_change WHERE ticket_partition = $1))
+ORDER BY ticket_offset DESC LIMIT $2"""
 _COUPONS = "SELECT * FROM coupon WHERE coupon_id = ANY($1::text[])"
 _GRANTS = """
 SELECT user_id, coupon_id, request_id, sequence, ticket_partition, ticket_offset

@@ -285,6 +285,21 @@ async def test_too_many_dead_letters_in_a_row_pause_the_partition_exactly_there(
     await world.audit()
 
 
+async def test_a_partition_that_moves_takes_its_run_along(world: World) -> None:
+    """A rebalance must not let another thousand through: each ledger that takes over parks one more, and halts."""
+    await world.put(create(1), *(garbage(n) for n in range(9)), issue("a"))
+    for settled in (5, 6, 7):
+        ledger = world.ledger(run_max=4)
+        async with world.running(ledger):
+            await halted(ledger)
+        assert len(await world.verdicts()) == settled
+    # What was let through on purpose does not halt who comes after.
+    await world.settle(run_max=0)
+    await world.settle(issue("b"), garbage(9), garbage(10), run_max=4)
+    assert (await world.verdicts())[-4:] == ["ISSUED 1", "SOLD_OUT", *["PARKED UNDECODABLE"] * 2]
+    await world.audit()
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 9])
 async def test_the_run_is_counted_across_batches(world: World, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     batches_of(size, monkeypatch)
