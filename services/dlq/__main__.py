@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
+import socket
 import time
+from collections.abc import Sequence
+from typing import Protocol
 
-from coupon.v1 import dead_letter_pb2, dead_letter_pb2_grpc
+from coupon.v1 import dead_letter_pb2, dead_letter_pb2_grpc, replay_pb2, replay_pb2_grpc
 
 from services.dlq.consumer import PartitionFiler
 from services.dlq.operator_store import OperatorStore
+from services.dlq.replay.runner import JobRunner
+from services.dlq.replay.servicer import ReplayServicer
+from services.dlq.replay.store import JobStore
+from services.dlq.replay.works import works
 from services.dlq.scheduler import PUBLISH_TIMEOUT_S, RedriveScheduler
 from services.dlq.servicers import DeadLetterServicer
 from services.dlq.stock_taking import StockTaking
@@ -19,12 +28,15 @@ from services.runtime import lifecycle, metrics, postgres
 from services.runtime.config import DlqConfig, dlq_config
 from services.runtime.grpc_server import GrpcServer
 from services.runtime.health import Health
-from services.runtime.kafka import PartitionReader, RecordProducer, Topics
+from services.runtime.kafka import PartitionReader, RecordProducer, Topics, target_faults
 from services.runtime.partitions import PartitionWorkers
 from services.runtime.postgres import create_engine
 
 GROUP = "dlq"
-SERVICES = (dead_letter_pb2.DESCRIPTOR.services_by_name["DeadLetterService"].full_name,)
+SERVICES = (
+    dead_letter_pb2.DESCRIPTOR.services_by_name["DeadLetterService"].full_name,
+    replay_pb2.DESCRIPTOR.services_by_name["ReplayService"].full_name,
+)
 CONCURRENT_CALLS_MAX = 1_000
 RETRY_AGE_US_MAX = 10 * 60 * 1_000_000
 """A dead letter that is older when it is stored is an operator's to decide."""
@@ -37,6 +49,7 @@ async def serve(config: DlqConfig, stopping: asyncio.Event) -> None:
     server = GrpcServer(health, concurrent_calls_max=CONCURRENT_CALLS_MAX, access=config.access)
     engine = create_engine(common.postgres_dsn, "firstcome-dlq", pool_size=common.pool_size)
     producer = RecordProducer(common.kafka_bootstrap, "dlq", delivery_timeout_s=PUBLISH_TIMEOUT_S)
+    republisher = RecordProducer(common.kafka_bootstrap, "dlq-replay")
     backoff = Backoff(base_s=config.backoff_base_ms / 1_000, cap_s=config.backoff_cap_ms / 1_000)
     policy = RetryPolicy(config.attempts_max, backoff, RETRY_AGE_US_MAX)
     sampler = metrics.sampler()
@@ -58,29 +71,36 @@ async def serve(config: DlqConfig, stopping: asyncio.Event) -> None:
         sampler.start(StockTaking(engine).run())
         servicer = DeadLetterServicer(OperatorStore(engine), _now_us)
         dead_letter_pb2_grpc.add_DeadLetterServiceServicer_to_server(servicer, server.server)
+        jobs = JobStore(engine)
+        runner = JobRunner(
+            jobs,
+            works(common.kafka_bootstrap, topics, partition_count, engine, republisher),
+            f"{socket.gethostname()}:{os.getpid()}",
+        )
+        faults = functools.partial(target_faults, common.kafka_bootstrap, partition_count)
+        replay_servicer = ReplayServicer(jobs, partition_count, faults, stopping)
+        replay_pb2_grpc.add_ReplayServiceServicer_to_server(replay_servicer, server.server)
         await server.start(config.listen, SERVICES)
         for part in ("", *SERVICES):
             await health.set(part, serving=True)
-        await _work(workers, scheduler, health, stopping, common.drain_timeout_s)
+        await _work([workers, scheduler, runner], health, stopping, common.drain_timeout_s)
     finally:
         await health.leave()
         await sampler.stop()
         await server.stop(common.drain_timeout_s)
-        await producer.stop()
+        await asyncio.gather(producer.stop(), republisher.stop())
         await engine.dispose()
         await health.stop()
 
 
-async def _work(
-    workers: PartitionWorkers,
-    scheduler: RedriveScheduler,
-    health: Health,
-    stopping: asyncio.Event,
-    drain_timeout_s: float,
-) -> None:
-    """File and redrive until `stopping`, or until one of the two dies; then let both finish what is under way."""
+class Worker(Protocol):
+    async def run(self, stopping: asyncio.Event) -> None: ...
+
+
+async def _work(workers: Sequence[Worker], health: Health, stopping: asyncio.Event, drain_timeout_s: float) -> None:
+    """Work until `stopping`, or until one of them dies; then let all finish what is under way."""
     ending = asyncio.Event()
-    at_work = [asyncio.create_task(workers.run(ending)), asyncio.create_task(scheduler.run(ending))]
+    at_work = [asyncio.create_task(worker.run(ending)) for worker in workers]
     asked = asyncio.create_task(stopping.wait())
     await asyncio.wait([*at_work, asked], return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()

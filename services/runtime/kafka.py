@@ -320,8 +320,16 @@ class PartitionReader:
                 found = await self._poll_leniently()
         return [Record(r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in found]
 
-    async def read(self, start: int, end: int) -> AsyncIterator[list[Record]]:
-        """The records with start <= offset < end, in lists; ends when the log has no more of them.
+    async def offset_at(self, timestamp_ms: int) -> int:
+        """The offset of the first record at or after that time, or the one after the last. Raises KafkaAway."""
+        with _away("offset at a time"):
+            await self._start()
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                found = (await self._consumer.offsets_for_times({self._tp: max(timestamp_ms, 0)}))[self._tp]
+        return (await self.bounds())[1] if found is None else int(found.offset)
+
+    async def read(self, start: int, end: int, *, max_records: int = 4_000) -> AsyncIterator[list[Record]]:
+        """The records with start <= offset < end, in lists of at most `max_records`; ends when the log has no more.
 
         Raises OutOfLog, KafkaAway.
         """
@@ -333,7 +341,7 @@ class PartitionReader:
             return
         await self.seek(start)
         while start < end:
-            records = await self.poll(max_records=4_000, timeout_ms=REQUEST_TIMEOUT_MS)
+            records = await self.poll(max_records=max_records, timeout_ms=REQUEST_TIMEOUT_MS)
             if not records:
                 if await self._consumer.position(self._tp) >= end:
                     return  # what is left are offsets without records
@@ -432,6 +440,31 @@ async def check_topics(bootstrap: str, topics: Topics) -> int:
     if faults:
         raise WrongTopics("; ".join(faults))
     return counts[topics.line]
+
+
+async def target_faults(bootstrap: str, partition_count: int, topic: str) -> list[str]:
+    """What is against publishing our outcomes to that topic, a coupon's in their order. Raises KafkaAway."""
+    with _away("check the target topic"):
+        admin = AIOKafkaAdminClient(
+            bootstrap_servers=bootstrap, request_timeout_ms=REQUEST_TIMEOUT_MS, **kafka_security.arguments()
+        )
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                await admin.start()
+                if topic not in await admin.list_topics():
+                    return ["must be a topic that there is"]
+                count = len((await admin.describe_topics([topic]))[0]["partitions"])
+                config = (await _topic_configs(admin, [topic]))[topic]
+        finally:
+            await admin.close()
+    faults = []
+    if count != partition_count:
+        faults.append(f"must have {partition_count} partitions like the line, not {count}")
+    if config["cleanup.policy"] != "delete":
+        faults.append(f"must have cleanup.policy=delete, not {config['cleanup.policy']}: it would lose outcomes")
+    if int(config["max.message.bytes"]) < BATCH_BYTES_MAX:
+        faults.append(f"must have max.message.bytes of {BATCH_BYTES_MAX} or more, not {config['max.message.bytes']}")
+    return faults
 
 
 async def _topic_configs(admin: Any, names: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSON
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration. Services start on it and on later ones, for a migration leaves what this release uses."""
 
 metadata = sa.MetaData()
@@ -172,6 +172,13 @@ replay_job = sa.Table(
     sa.Column("caller", sa.Text, nullable=False),
     _time("create_time", now=True),
     _time("update_time", now=True),
+    sa.Column("payload_hash", sa.LargeBinary, comment="Of all that the caller asked for"),
+    sa.Column("checkpoint", sa.Text, nullable=False, server_default="", comment="Where to go on, as the kind has it"),
+    sa.Column("worker", sa.Text, comment="Which dlq works on it, or did last"),
+    sa.Column("lease", sa.BigInteger, nullable=False, server_default="0", comment="Grows with each claim"),
+    sa.Column(
+        "lease_until", sa.TIMESTAMP(timezone=True), comment="Nobody else takes it before; each sign of life moves it"
+    ),
 )
 
 sa.Index(
@@ -210,3 +217,10 @@ sa.Index(
 for _column in (dead_letter.c.reason, dead_letter.c.coupon_id, dead_letter.c.user_id):
     sa.Index(f"dead_letter_{_column.name}_idx", _column, dead_letter.c.ticket_partition, dead_letter.c.ticket_offset)
 sa.Index("dead_letter_failed_idx", dead_letter.c.last_failed_at)
+sa.Index(
+    "replay_job_request_key",
+    replay_job.c.request_id,
+    unique=True,
+    postgresql_where=replay_job.c.request_id.is_not(None),
+)
+sa.Index("replay_job_unended_idx", replay_job.c.id, postgresql_where=sa.text("state IN ('PENDING', 'RUNNING')"))

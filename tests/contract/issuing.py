@@ -33,6 +33,7 @@ from grpc_status import rpc_status
 from services.dlq import consumer as dlq_consumer
 from services.dlq import scheduler
 from services.dlq.__main__ import serve as serve_dlq
+from services.dlq.replay import runner, servicer
 from services.domain.model import ParkReason, Ticket
 from services.issuer import __main__ as issuer_main
 from services.issuer import outcomes
@@ -262,6 +263,8 @@ def impatient() -> Iterator[None]:
         mock.patch.object(consumer, "IDLE_MS", 50),
         mock.patch.object(dlq_consumer, "IDLE_MS", 50),
         mock.patch.object(scheduler, "RESOLVE_TICK_S", 0.05),
+        mock.patch.object(runner, "CLAIM_TICK_S", 0.05),
+        mock.patch.object(servicer, "WATCH_POLL_S", 0.05),
         mock.patch.object(partitions, "TICK_S", 0.05),
     ):
         yield
