@@ -105,6 +105,7 @@ class DeadLetterStore:
         async with connection(self._engine) as db:
             # Committed before anything is published: from here on a redrive may be in the line without being noted.
             await db.execute(_CLAIM, to_time(now_us), limit)
+            failpoints.reach("dlq.redrives_claimed")
             async with db.transaction():
                 rows = await db.fetch(_DUE, to_time(now_us), limit)
                 await _resolve(db, [row for row in rows if row["verdict"] is not None])

@@ -28,6 +28,7 @@ NAMES: Final = frozenset(
         "dlq.fenced",
         "dlq.filed",
         "dlq.committed",
+        "dlq.redrives_claimed",
         "dlq.redrives_published",
         "dlq.redrives_marked",
     }
