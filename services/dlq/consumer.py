@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 
 from services.dlq.rows import Content
 from services.dlq.store import DeadLetterStore, Filing
 from services.domain.dead_letter import DeadLetter, Failure, Filed, RetryPolicy, file
-from services.runtime import metrics, telemetry, wire
+from services.runtime import batch_traces, metrics, wire
 from services.runtime.kafka import PartitionReader, Record, Topics
 from services.runtime.partitions import PartitionWorker
 from services.runtime.progress import Position, check_log, poll_behind
 
+FILING = "UPDATE ledger_progress; INSERT dead_letter_action dead_letter"
+"""The transaction in short, for traces."""
 BATCH_RECORDS_MAX = 500
 IDLE_MS = 1_000
 
@@ -40,17 +43,18 @@ class PartitionFiler(PartitionWorker):
 
     async def _work_from(self, position: Position) -> None:
         while not self._stopping.is_set():
+            began_ns = time.time_ns()
             records = await poll_behind(self._dlq, position, max_records=BATCH_RECORDS_MAX, timeout_ms=IDLE_MS)
             if records:
                 self.waiting.begun(records[0].offset, records[0].timestamp_ms)
-                position = await self._file(position, records)
+                position = await self._file(position, records, (began_ns, time.time_ns()))
                 self.settled_offset = position.next_offset
             self._pace.succeeded()
 
-    async def _file(self, position: Position, records: Sequence[Record]) -> Position:
+    async def _file(self, position: Position, records: Sequence[Record], polled_ns: tuple[int, int]) -> Position:
         filings = [filing for record in records if (filing := self._filing(record)) is not None]
         after = position.behind(records[-1])
-        with telemetry.process_batch(self._topics.dlq, self._partition, records):
+        with batch_traces.process(self._topics.dlq, self._partition, records, polled_ns, FILING):
             letters = await self._store.file(position, after, filings, self._decide)
             for letter in letters:
                 metrics.FILED.add(1, letter.reason, letter.state)
@@ -97,7 +101,7 @@ class PartitionFiler(PartitionWorker):
             # Never below 0, which no redrive could write in its header.
             max(found.record_timestamp_ms, 0) * 1_000,
             *wire.ids_of(found.headers, found.value),
-            telemetry.trace_id(found.headers),
+            batch_traces.trace_id(found.headers),
         )
         return Filing(failure, content)
 

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 
 from services.dlq.rows import Content, Correction
 from services.domain.model import CouponId, ParkReason, RequestId, Ticket, Unprocessable
-from services.runtime import telemetry, wire
+from services.runtime import batch_traces, wire
 from services.runtime.fields import Fields
 from services.runtime.kafka import TRACEPARENT, Record
 
@@ -82,6 +82,6 @@ def _change(fields: Fields, value: bytes, caller: str) -> bytes:
 
 
 def _traceparent(original: Content) -> bytes | None:
-    if telemetry.trace_id(original.headers) is None:
+    if batch_traces.trace_id(original.headers) is None:
         return None
     return next(value for name, value in original.headers if name == TRACEPARENT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -12,7 +13,7 @@ from services.dlq.rows import FIRST
 from services.dlq.store import DeadLetterStore, Due
 from services.domain.dead_letter import DeadLetter, RetryPolicy, postpone
 from services.domain.model import Ticket
-from services.runtime import metrics, wire
+from services.runtime import batch_traces, metrics, wire
 from services.runtime.kafka import KafkaAway, Message, RecordProducer, home_partition
 from services.runtime.log import get_logger
 from services.runtime.pace import Pace
@@ -126,6 +127,7 @@ class RedriveScheduler:
 
     async def _append(self, partition: int, due: Sequence[Due]) -> Mapping[Ticket, Ticket]:
         messages = [_message(one) for one in due]
+        began_ns = time.time_ns()
         try:
             appended = await self._producer.append(self._line_topic, partition, messages)
         except KafkaAway as error:
@@ -137,6 +139,7 @@ class RedriveScheduler:
         log.info("dead_letters_redriven", partition=partition, count=len(due), first=str(due[0].letter.original))
         tickets = [Ticket(partition, one.offset) for one in appended]
         for one, ticket in zip(due, tickets, strict=True):
+            batch_traces.redriven(self._line_topic, partition, one.content.headers, ticket.offset, began_ns)
             log.debug("redriven", ticket=str(one.letter.original), redrive_ticket=str(ticket))
         return {one.letter.original: ticket for one, ticket in zip(due, tickets, strict=True)}
 

@@ -55,7 +55,8 @@ class ChangePath:
                 (where,) = await self._line.append(known.partition, [message])
             ticket = Ticket(known.partition, where.offset)
             waiter.bind(ticket)
-            told = await waiter.wait(caller.wait_s())
+            with telemetry.step("wait for the verdict"):
+                told = await waiter.wait(caller.wait_s())
         finally:
             self._tail.leave(key, waiter)
         if told is not None and isinstance(told.event, events_pb2.CouponChangedEvent):

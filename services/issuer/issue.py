@@ -80,7 +80,8 @@ class IssuePath:
         """An answer for each call, in their order; none raises for the others."""
         answers_: list[Answer | None] = [None] * len(calls)
         try:
-            known = await self._admission.look_up([(call.coupon_id, call.user_id) for call in calls])
+            with telemetry.query("SELECT ledger_progress coupon user_coupon", len(calls)):
+                known = await self._admission.look_up([(call.coupon_id, call.user_id) for call in calls])
         except (DatabaseAway, QueueFull) as error:
             return [_away(error, call) for call in calls]
         by_partition: dict[int, list[_Place]] = defaultdict(list)
@@ -130,16 +131,17 @@ class IssuePath:
         self, partition: int, places: Sequence[_Place], caller: Caller, answers_: list[Answer | None]
     ) -> None:
         first = places[0].call
-        with telemetry.send(self._line.topic, partition, first.coupon_id):
-            traceparent = telemetry.traceparent(caller.traceparent)
-            ce_time = wire.rfc3339(time.time_ns() // 1_000_000 * 1_000)
-            messages = [_message(place.call, ce_time, traceparent) for place in places]
-            try:
+        try:
+            with telemetry.send(self._line.topic, partition, first.coupon_id, len(places)) as sending:
+                traceparent = telemetry.traceparent(caller.traceparent)
+                ce_time = wire.rfc3339(time.time_ns() // 1_000_000 * 1_000)
+                messages = [_message(place.call, ce_time, traceparent) for place in places]
                 appended: Sequence[Appended] = await self._line.append(partition, messages)
-            except (KafkaAway, QueueFull) as error:
-                for place in places:
-                    answers_[place.index] = _away(error, place.call)
-                return
+                sending.attributes["messaging.kafka.offset"] = appended[0].offset
+        except (KafkaAway, QueueFull) as error:
+            for place in places:
+                answers_[place.index] = _away(error, place.call)
+            return
         for place, where in zip(places, appended, strict=True):
             place.ticket = Ticket(partition, where.offset)
             place.accept_us = where.timestamp_ms * 1000
@@ -152,7 +154,8 @@ class IssuePath:
         if place.waiter is None or place.ticket is None:
             return
         try:
-            told = await place.waiter.wait(caller.wait_s())
+            with telemetry.step("wait for the verdict"):
+                told = await place.waiter.wait(caller.wait_s())
             if told is not None:
                 call = place.call
                 answers_[place.index] = answers.told(call.coupon_id, call.user_id, call.request_id, told)

@@ -12,13 +12,15 @@ from services.domain.decide import park, park_known
 from services.domain.model import LineRecord, Parked, ParkReason, Unprocessable, Verdict, printable
 from services.ledger import tally
 from services.ledger.store import DeadLetterRun, LedgerStore, ParkedRun
-from services.runtime import failpoints, metrics, telemetry, wire
+from services.runtime import batch_traces, failpoints, metrics, wire
 from services.runtime.instruments import Gauge
 from services.runtime.kafka import TRACEPARENT, KafkaAway, PartitionReader, Record, RecordProducer, Topics
 from services.runtime.partitions import PartitionWorker
 from services.runtime.postgres import BooksWrong, DatabaseRefused
 from services.runtime.progress import Halted, NotTheLog, Position, check_log, poll_behind
 
+SETTLING = "UPDATE ledger_progress; SELECT coupon user_coupon; COPY user_coupon rejected_issue; UPDATE coupon"
+"""The transaction in short, for traces."""
 BATCH_RECORDS_MAX = 4_000
 STEP_RECORDS = 250
 """How many records are worked on, about 1 ms, before other tasks get their turn."""
@@ -35,16 +37,17 @@ class TooManyDeadLetters(Halted):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Records read from the line beside what they decode to."""
+    """Records read from the line beside what they decode to; `polled_ns`: from when to when they were read."""
 
     records: Sequence[Record]
     decoded: Sequence[LineRecord]
+    polled_ns: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.records)
 
     def part(self, start: int, end: int) -> Batch:
-        return Batch(self.records[start:end], self.decoded[start:end])
+        return Batch(self.records[start:end], self.decoded[start:end], self.polled_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,7 @@ class PartitionLedger(PartitionWorker):
     async def _next_batch(self, position: Position) -> Batch:
         """What comes next in the line, or nothing after an idle moment."""
         crowded = await self._linger()
+        began_ns = time.time_ns()
         step = await poll_behind(self._line, position, max_records=STEP_RECORDS, timeout_ms=IDLE_MS)
         records: list[Record] = []
         decoded: list[LineRecord] = []
@@ -138,7 +142,7 @@ class PartitionLedger(PartitionWorker):
             await asyncio.sleep(0)  # in small steps: the transaction under way must not wait for its turn
             step = await self._line.poll(max_records=STEP_RECORDS, timeout_ms=GATHER_MS if crowded else 0)
         self._began_s = time.monotonic()
-        return Batch(records, decoded)
+        return Batch(records, decoded, (began_ns, time.time_ns()))
 
     async def _linger(self) -> bool:
         """Wait, where batches follow each other closely, so that a transaction settles more than a few records."""
@@ -157,7 +161,7 @@ class PartitionLedger(PartitionWorker):
         after = self._acknowledged(position.behind(batch.records[-1]))
         began_s = time.monotonic()
         try:
-            with telemetry.process_batch(self._topics.line, self._partition, batch.records):
+            with batch_traces.process(self._topics.line, self._partition, batch.records, batch.polled_ns, SETTLING):
                 verdicts, self._run = await self._store.settle(position, after, batch.decoded, self._run)
         except DatabaseRefused as error:
             if len(batch) == 1:
@@ -196,12 +200,14 @@ class PartitionLedger(PartitionWorker):
     ) -> None:
         dlq_offset = self._dlq_offset
         if parked:
-            telemetry.dead_lettered(self._topics.line, self._partition, parked)
+            batch_traces.dead_lettered(self._topics.line, self._partition, parked)
             dead = [
                 wire.dead_letter_message(self._topics.line, self._partition, record, verdict.reason, verdict.message)
                 for record, verdict in parked
             ]
+            began_ns = time.time_ns()
             appended = await self._producer.append(self._topics.dlq, self._partition, dead)
+            batch_traces.sent(self._topics.dlq, self._partition, [record for record, _ in parked], began_ns)
             dlq_offset = appended[-1].offset + 1
             failpoints.reach("ledger.dead_letters_published")
         outcomes = []
@@ -210,7 +216,9 @@ class PartitionLedger(PartitionWorker):
             outcomes.append(wire.outcome_message(self._topics.line, self._partition, outcome, traceparent))
             if count % STEP_RECORDS == 0:
                 await asyncio.sleep(0)
+        began_ns = time.time_ns()
         await self._producer.append(self._topics.outcomes, self._partition, outcomes)
+        batch_traces.sent(self._topics.outcomes, self._partition, records, began_ns)
         failpoints.reach("ledger.outcomes_published")
         # Now, not before: a crash must find again the dead letters of what it publishes again, and of what is to come.
         if not self._known:
@@ -305,4 +313,4 @@ def _unstorable(batch: Batch, error: DatabaseRefused) -> Batch:
     record = batch.decoded[0]
     if isinstance(record, Unprocessable):
         raise BooksWrong(f"the parked record at {record.offset} can't be stored: {error}") from error
-    return Batch(batch.records, [park(record, ParkReason.UNSTORABLE, printable(str(error)))])
+    return replace(batch, decoded=[park(record, ParkReason.UNSTORABLE, printable(str(error)))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -49,7 +50,7 @@ class Coalescer(Generic[T, R]):
         self._waiting.append((items, future))
         self._waiting_count += len(items)
         if self._runner is None:
-            self._runner = asyncio.create_task(self._run())
+            self._runner = asyncio.create_task(self._run(), context=contextvars.Context())  # of no caller
         return await future
 
     async def _run(self) -> None:

@@ -66,7 +66,7 @@ class GrpcServer:
         rates = CallerRates(self._access.rate_per_s, self._access.rate_burst) if self._access.rate_per_s else None
         self.boundary = Boundary(concurrent_calls_max, callers=self._callers, rates=rates)
         self.server = grpc.aio.server(
-            interceptors=[*telemetry.server_interceptors(), self.boundary],
+            interceptors=[self.boundary],
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
@@ -183,6 +183,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 _count(method, "DEADLINE_EXCEEDED", time.perf_counter())
                 return await context.abort(*TOO_LATE)
             began_s = time.perf_counter()
+            span = telemetry.begin_call(method, context.invocation_metadata())
             request, refusal, outcome = None, None, "OK"
             self.calls_in_flight += 1
             try:
@@ -200,7 +201,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 refusal = unavailable("LEDGER_UNAVAILABLE", "the call was cut short inside the service")
             finally:
                 self.calls_in_flight -= 1
-                _count(method, outcome, began_s, request)
+                _count(method, outcome, began_s, request, span)
                 if recorded:
                     _record(method, request, outcome)
             return await _abort(context, _with_request_id(refusal, request))
@@ -213,6 +214,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 _count(method, "DEADLINE_EXCEEDED", time.perf_counter())
                 await context.abort(*TOO_LATE)
             began_s = time.perf_counter()
+            span = telemetry.begin_call(method, context.invocation_metadata())
             request, outcome = None, "CANCELLED"
             self.calls_in_flight += 1
             try:
@@ -229,7 +231,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 outcome = refusal.reason if refusal is not None else "INTERNAL"
             finally:
                 self.calls_in_flight -= 1
-                _count(method, outcome, began_s)
+                _count(method, outcome, began_s, span=span)
             await _abort(context, _with_request_id(refusal, request))
             yield  # never reached: it makes this the generator that the spans' interceptor expects
 
@@ -298,11 +300,12 @@ async def _write_all(messages: Any, context: Any) -> None:
             await context.write(message)
 
 
-def _count(method: str, outcome: str, began_s: float, request: Any = None) -> None:
+def _count(method: str, outcome: str, began_s: float, request: Any = None, span: telemetry.Call | None = None) -> None:
     """`outcome`: OK, the reason of the refusal, or a code where there is none."""
     row = CATALOGUE.get(outcome)
     code, reason = (outcome, "") if row is None else (row.code.name, outcome)
     metrics.CALL_SECONDS.record(time.perf_counter() - began_s, method[1:], code, reason)
+    telemetry.end_call(span, method, code, reason)
     if outcome != "OK" and method in ISSUING:
         metrics.ANSWERS.add(len(getattr(request, "requests", "-")), outcome)
 

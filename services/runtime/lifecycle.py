@@ -57,7 +57,7 @@ def main(
     except (ConfigError, failpoints.BadFailpoint) as error:
         sys.exit(f"{service}: {error}")
     logs.configure(service, common(config).log_level)
-    telemetry.configure(service)
+    telemetry.configure(service, common(config).kafka_bootstrap, common(config).postgres_dsn)
     registry = instruments.registry_of(service, metrics.of(service))
     kafka_security.configure(common(config).kafka_tls)
     try:

@@ -7,12 +7,12 @@ import sys
 from typing import Any
 
 import structlog
-from opentelemetry import trace
+
+from services.runtime import trace_context
 
 
 def _add_trace(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    context = trace.get_current_span().get_span_context()
-    if context.is_valid:
+    if (context := trace_context.trace_of_call()) is not None:
         event["trace_id"] = f"{context.trace_id:032x}"
         event["span_id"] = f"{context.span_id:016x}"
     return event

@@ -1,188 +1,238 @@
-"""Traces: a `traceparent` from the call through the line to the verdict, exported by OTLP when an endpoint is set.
+"""Traces: one of a call, through the line, to the verdict, exported by OTLP when an endpoint is set.
 
-Spans follow the messaging conventions of OpenTelemetry: `send T` (PRODUCER) where a request is put on the line,
-`process T` (CONSUMER) for a settled batch with links to its sampled records, and, since links join no traces, one
-`process T` in each sampled record's own trace. Without an endpoint the header is only passed on.
+The decision comes first: for a call that is not sampled there is a trace id and nothing else, and the header tells
+everyone behind it. Spans of sampled ones are written down when they have ended. Names and attributes follow
+OpenTelemetry's conventions for rpc, messaging and databases. Without an endpoint the caller's header is only passed on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor
-from opentelemetry.instrumentation.grpc import aio_server_interceptor
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode, TraceFlags
+from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
 
-from services.domain.model import Parked
-from services.runtime.kafka import TRACEPARENT, Record
+from services.runtime import trace_context
+from services.runtime.trace_context import NOT_SAMPLED, SAMPLED, Metadata, child, current
 
 FLUSH_TIMEOUT_MS = 3_000
-LINKS_MAX = 128
-"""Of one batch's span; OpenTelemetry keeps no more by default."""
-_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+QUEUE_SPANS_MAX = 16_384
+"""About 25 MB while no collector takes them; what is more is dropped. OTEL_BSP_MAX_QUEUE_SIZE sets another."""
 
-_tracer: trace.Tracer = trace.NoOpTracer()
-_always: trace.Tracer = trace.NoOpTracer()
-_on = False
+Attributes = Mapping[str, str | int]
+_SCOPE = InstrumentationScope("firstcome")
+_UNSET = Status(StatusCode.UNSET)
 
 
-def configure(service: str) -> None:
+class _Exporting:
+    """What spans go to, if anything is exported."""
+
+    def __init__(self, service: str, kafka: str, postgres: str) -> None:
+        self.resource = Resource.create({"service.name": f"firstcome-{service}"})
+        queue = None if os.environ.get("OTEL_BSP_MAX_QUEUE_SIZE") else QUEUE_SPANS_MAX
+        self.processor: SpanProcessor = BatchSpanProcessor(OTLPSpanExporter(), max_queue_size=queue)
+        self.sampler = TracerProvider(resource=self.resource).sampler  # by OTEL_TRACES_SAMPLER
+        host, _, port = kafka.partition(",")[0].rpartition(":")
+        self.kafka: Attributes = {"server.address": host, "server.port": int(port)} if port.isdecimal() else {}
+        database = urlsplit(postgres)
+        self.postgres: Attributes = {
+            "db.system.name": "postgresql",
+            "db.namespace": database.path.strip("/"),
+            "server.address": database.hostname or "",
+            "server.port": database.port or 5432,
+        }
+
+
+_exporting: _Exporting | None = None
+
+
+def configure(service: str, kafka: str, postgres: str) -> None:
     """Export spans by OTLP if the standard variables name an endpoint; sampling by OTEL_TRACES_SAMPLER."""
-    global _tracer, _always, _on
-    if not (os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
-        return
-    resource = Resource.create({"service.name": f"firstcome-{service}"})
-    processor = BatchSpanProcessor(OTLPSpanExporter())
-    provider = TracerProvider(resource=resource)
-    provider.add_span_processor(processor)
-    trace.set_tracer_provider(provider)
-    # What head sampling can't foresee, an error or a dead letter, is always kept, as a linked span of its own.
-    always = TracerProvider(resource=resource, sampler=ALWAYS_ON)
-    always.add_span_processor(processor)
-    _tracer, _always, _on = provider.get_tracer("firstcome"), always.get_tracer("firstcome"), True
-    AsyncPGInstrumentor().instrument()  # type: ignore[no-untyped-call]
+    global _exporting
+    wanted = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    if wanted and os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true":
+        _exporting = _Exporting(service, kafka, postgres)
 
 
 def shutdown() -> None:
     """Send what is left, within FLUSH_TIMEOUT_MS; a dead collector must not hold up the end of a service."""
-    provider = trace.get_tracer_provider()
-    if isinstance(provider, TracerProvider):
-        sending = threading.Thread(target=provider.shutdown, daemon=True)
+    if _exporting is not None:
+        sending = threading.Thread(target=_exporting.processor.shutdown, daemon=True)
         sending.start()
         sending.join(FLUSH_TIMEOUT_MS / 1000)
 
 
-def server_interceptors() -> list[Any]:
-    """gRPC server spans, if anything is exported."""
-    return [aio_server_interceptor()] if _on else []  # type: ignore[no-untyped-call]
+def is_on() -> bool:
+    """Whether anything is exported."""
+    return _exporting is not None
 
 
-def traceparent(metadata: Sequence[tuple[str, str | bytes]] | None) -> bytes | None:
-    """The header for what a call causes: the current span's, or the caller's own passed on."""
-    context = trace.get_current_span().get_span_context()
-    if context.is_valid:
-        return _format(context)
-    for name, value in metadata or ():
-        if name == TRACEPARENT and isinstance(value, str) and _TRACEPARENT.fullmatch(value):
-            return value.encode()
-    return None
-
-
-@contextlib.contextmanager
-def send(topic: str, partition: int, key: str) -> Iterator[None]:
-    """The PRODUCER span of putting a record on a topic; current within, so that `traceparent` gives its header."""
-    if not _on:
-        yield
+def emit(
+    name: str,
+    kind: SpanKind,
+    context: SpanContext,
+    parent: SpanContext | None,
+    start_ns: int,
+    end_ns: int,
+    attributes: Attributes,
+    *,
+    links: Sequence[SpanContext] = (),
+    error: str | None = None,
+) -> None:
+    """Write down a span that has ended. `error` becomes its error.type."""
+    if _exporting is None:
         return
-    attributes = {**_attributes(topic, "send", "send"), "messaging.kafka.message.key": key}
-    attributes["messaging.destination.partition.id"] = str(partition)
-    with _tracer.start_as_current_span(f"send {topic}", kind=SpanKind.PRODUCER, attributes=attributes):
-        yield
+    span = ReadableSpan(
+        name,
+        context,
+        parent,
+        _exporting.resource,
+        attributes if error is None else {**attributes, "error.type": error},
+        links=[Link(one) for one in links],
+        kind=kind,
+        status=_UNSET if error is None else Status(StatusCode.ERROR, error),
+        start_time=start_ns,
+        end_time=end_ns,
+        instrumentation_scope=_SCOPE,
+    )
+    _exporting.processor.on_end(span)
 
 
-@contextlib.contextmanager
-def process_batch(topic: str, partition: int, records: Sequence[Record]) -> Iterator[None]:
-    """The CONSUMER spans of settling a batch."""
-    if not _on:
-        yield
-        return
-    attributes = {
-        **_attributes(topic, "process", "process"),
-        "messaging.destination.partition.id": str(partition),
-        "messaging.batch.message_count": len(records),
-    }
-    contexts = [(r, c) for r in records if (c := _parse(r.header(TRACEPARENT))) is not None and c.trace_flags.sampled]
-    links = [Link(context) for _, context in contexts[:LINKS_MAX]]
-    spans = [
-        _tracer.start_span(
-            f"process {topic}",
-            context=trace.set_span_in_context(NonRecordingSpan(context)),
-            kind=SpanKind.CONSUMER,
-            attributes={**attributes, "messaging.kafka.offset": record.offset},
-        )
-        for record, context in contexts
-    ]
-    with _tracer.start_as_current_span(
-        f"process {topic}", kind=SpanKind.CONSUMER, attributes=attributes, links=links
-    ) as batch:
-        try:
-            yield
-        except BaseException as error:
-            for span in spans:
-                _fail(span, error)
-            raise
-        finally:
-            for span in spans:
-                if batch.get_span_context().is_valid:
-                    span.add_link(batch.get_span_context())
-                span.end()
-
-
-def dead_lettered(topic: str, partition: int, parked: Sequence[tuple[Record, Parked]]) -> None:
-    """An always sampled span for each dead letter, linked to the trace of its record."""
-    if not _on:
-        return
-    for record, verdict in parked:
-        context = _parse(record.header(TRACEPARENT))
-        span = _always.start_span(
-            f"dead letter {topic}",
-            context=trace.set_span_in_context(trace.INVALID_SPAN),
-            kind=SpanKind.INTERNAL,
-            attributes={
-                "messaging.system": "kafka",
-                "messaging.destination.name": topic,
-                "firstcome.ticket": f"{partition}-{record.offset}",
-                "error.type": verdict.reason.value,
-            },
-            links=[Link(context)] if context else [],
-        )
-        span.set_status(StatusCode.ERROR, verdict.message)
-        span.end()
-
-
-def trace_id(headers: Sequence[tuple[str, bytes | None]]) -> str | None:
-    """The trace id in a record's headers."""
-    for name, value in headers:
-        if name == TRACEPARENT:
-            context = _parse(value)
-            return f"{context.trace_id:032x}" if context else None
-    return None
-
-
-def _attributes(topic: str, operation: str, operation_type: str) -> dict[str, str | int]:
+def messaging(topic: str, partition: int, operation: str, operation_type: str) -> dict[str, str | int]:
+    """The attributes of a span of Kafka's."""
     return {
         "messaging.system": "kafka",
         "messaging.destination.name": topic,
+        "messaging.destination.partition.id": str(partition),
         "messaging.operation.name": operation,
         "messaging.operation.type": operation_type,
+        **(_exporting.kafka if _exporting is not None else {}),
     }
 
 
-def _fail(span: Span, error: BaseException) -> None:
-    span.set_status(StatusCode.ERROR, type(error).__name__)
-    span.set_attribute("error.type", type(error).__name__)
+def database(summary: str, batch: int) -> dict[str, str | int]:
+    """The attributes of a span of PostgreSQL's; its name is the summary."""
+    return {
+        "db.query.summary": summary,
+        "db.operation.batch.size": batch,
+        **(_exporting.postgres if _exporting is not None else {}),
+    }
 
 
-def _format(context: SpanContext) -> bytes:
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}".encode()
+def traceparent(metadata: Metadata | None) -> bytes | None:
+    """The header for what a call causes: the span under way, or the caller's own passed on."""
+    context = current.get() or trace_context.from_metadata(metadata)
+    return None if context is None else trace_context.header(context)
 
 
-def _parse(value: bytes | None) -> SpanContext | None:
-    match = _TRACEPARENT.fullmatch((value or b"").decode(errors="replace"))
-    if match is None:
+# Calls
+
+
+@dataclass(slots=True)
+class Call:
+    """A call under way: its own span and the caller's."""
+
+    context: SpanContext
+    parent: SpanContext | None
+    start_ns: int
+
+
+def begin_call(method: str, metadata: Metadata | None) -> Call | None:
+    """The server's span of a call, current from now on. `method`: as /package.Service/Method."""
+    trace_context.incoming.set(metadata or ())
+    if _exporting is None:
         return None
-    context = SpanContext(
-        int(match[1], 16), int(match[2], 16), is_remote=True, trace_flags=TraceFlags(int(match[3], 16))
-    )
-    return context if context.is_valid else None
+    parent = trace_context.from_metadata(metadata)
+    context = child(parent)
+    above = None if parent is None else trace.set_span_in_context(NonRecordingSpan(parent))
+    sampling = _exporting.sampler.should_sample(above, context.trace_id, method[1:], SpanKind.SERVER)
+    if sampling.decision is not Decision.RECORD_AND_SAMPLE:
+        context = SpanContext(context.trace_id, context.span_id, is_remote=False, trace_flags=NOT_SAMPLED)
+    current.set(context)
+    return Call(context, parent, time.time_ns())
+
+
+def end_call(call: Call | None, method: str, code: str, reason: str) -> None:
+    """The call is answered. An INTERNAL error is kept in any case, in a trace of its own if its own is not sampled."""
+    if call is None:
+        return
+    sampled = bool(call.context.trace_flags & SAMPLED)
+    internal = code == "INTERNAL"
+    if not sampled and not internal:
+        return
+    attributes = {"rpc.system.name": "grpc", "rpc.method": method[1:], "rpc.response.status_code": code}
+    error = None if code == "OK" else reason or code
+    context, parent = (call.context, call.parent) if sampled else (child(None), None)
+    links = [] if sampled else [call.context]
+    worked_ns = call.start_ns, time.time_ns()
+    emit(method[1:], SpanKind.SERVER, context, parent, *worked_ns, attributes, links=links, error=error)
+
+
+# Within a call
+
+
+@dataclass(slots=True)
+class Step:
+    """A part of what is under way; what is learned in it is added to `attributes`."""
+
+    attributes: dict[str, str | int] = field(default_factory=dict)
+
+
+_UNKEPT = Step()
+
+
+@contextlib.contextmanager
+def _step(name: str, kind: SpanKind, parent: SpanContext, attributes: dict[str, str | int]) -> Iterator[Step]:
+    context, start_ns, step = child(parent), time.time_ns(), Step(attributes)
+    token = current.set(context)
+    error = None
+    try:
+        yield step
+    except BaseException as failure:
+        error = type(failure).__name__
+        raise
+    finally:
+        current.reset(token)
+        emit(name, kind, context, parent, start_ns, time.time_ns(), step.attributes, error=error)
+
+
+def _sampled() -> SpanContext | None:
+    context = current.get()
+    return context if context is not None and context.trace_flags & SAMPLED else None
+
+
+def send(topic: str, partition: int, key: str, count: int = 1) -> contextlib.AbstractContextManager[Step]:
+    """The PRODUCER span of putting `count` records on a topic; current within, so that `traceparent` names it."""
+    if (parent := _sampled()) is None:
+        return contextlib.nullcontext(_UNKEPT)
+    attributes = messaging(topic, partition, "send", "send")
+    attributes["messaging.kafka.message.key"] = key
+    if count > 1:
+        attributes["messaging.batch.message_count"] = count
+    return _step(f"send {topic}", SpanKind.PRODUCER, parent, attributes)
+
+
+def query(summary: str, count: int) -> contextlib.AbstractContextManager[Step]:
+    """The CLIENT span of asking PostgreSQL about `count` things, the wait for others to ask with included."""
+    if (parent := _sampled()) is None:
+        return contextlib.nullcontext(_UNKEPT)
+    return _step(summary, SpanKind.CLIENT, parent, database(summary, count))
+
+
+def step(name: str) -> contextlib.AbstractContextManager[Step]:
+    """A part of the work without a convention of its own."""
+    if (parent := _sampled()) is None:
+        return contextlib.nullcontext(_UNKEPT)
+    return _step(name, SpanKind.INTERNAL, parent, {})

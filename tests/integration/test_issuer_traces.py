@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-from opentelemetry.proto.trace.v1 import trace_pb2
+from coupon.v1 import issuer_pb2
 
 from services.runtime.kafka import TRACEPARENT as HEADER
-from services.runtime.kafka import Topics
-from stack import Services, Stack, free_port
+from services.runtime.kafka import Message, Topics
+from stack import Services, Stack
+from stack.otlp import Span, TraceReceiver
 from tests.contract.issuing import (
     TRACE,
     TRACEPARENT,
@@ -24,32 +25,20 @@ from tests.contract.issuing import (
     System,
     eventually,
     home,
+    issue_message,
     new_id,
     refused,
+    request_id,
 )
 from tests.integration.test_issuer_away import Wire
 
-SERVER = trace_pb2.Span.SPAN_KIND_SERVER
-PRODUCER = trace_pb2.Span.SPAN_KIND_PRODUCER
-CONSUMER = trace_pb2.Span.SPAN_KIND_CONSUMER
 CALLER_SPAN = TRACEPARENT.split("-")[2]
-
-
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Takes spans by OTLP."""
-
-    def __init__(self) -> None:
-        self.spans: list[tuple[str, trace_pb2.Span]] = []
-
-    async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
-        for resource in request.resource_spans:
-            names = [a.value.string_value for a in resource.resource.attributes if a.key == "service.name"]
-            for scope in resource.scope_spans:
-                self.spans += [(names[0], span) for span in scope.spans]
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-    def of(self, kind: Any, trace: str) -> list[tuple[str, trace_pb2.Span]]:
-        return [(service, span) for service, span in self.spans if span.kind == kind and span.trace_id.hex() == trace]
+ISSUE = "coupon.v1.IssuerService/IssueCoupon"
+BATCH = "coupon.v1.IssuerService/BatchIssueCoupons"
+LOOK_UP = "SELECT ledger_progress coupon user_coupon"
+SETTLE = "UPDATE ledger_progress; SELECT coupon user_coupon; COPY user_coupon rejected_issue; UPDATE coupon"
+FILE = "UPDATE ledger_progress; INSERT dead_letter_action dead_letter"
+CROWD = 60
 
 
 @pytest.fixture
@@ -59,12 +48,40 @@ async def fresh(stack: Stack, database: str, topics: Topics) -> AsyncIterator[Sy
     await made.close()
 
 
+def header(sampled: bool = True) -> tuple[str, str]:
+    """A trace id of its own, and its traceparent."""
+    trace = secrets.token_hex(16)
+    return trace, f"00-{trace}-{CALLER_SPAN}-{int(sampled):02d}"
+
+
+def services_of(system: System, dsn: str, receiver: TraceReceiver, log_dir: Path, *names: str) -> Services:
+    return Services(
+        system.stack.kafka_bootstrap,
+        system.dsn,
+        names=names,
+        topic_prefix=system.topics.prefix,
+        log_dir=log_dir,
+        env={
+            "FIRSTCOME_POSTGRES_DSN": dsn,
+            "FIRSTCOME_RETRY_BACKOFF_BASE_MS": "1",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+        },
+    )
+
+
+def one(spans: list[Span], name: str, kind: str) -> Span:
+    (found,) = [span for span in spans if (span.name, span.kind) == (name, kind)]
+    return found
+
+
 async def test_without_an_exporter_the_callers_header_is_passed_on(fresh: System) -> None:
     coupon_id = new_id()
     async with fresh.issuer() as client, fresh.ledger():
         await client.create(coupon_id)
-        for user, header in (("ann", TRACEPARENT), ("bob", "nonsense"), ("cem", "")):
-            metadata = (("traceparent", header),) if header else None
+        for user, traceparent in (("ann", TRACEPARENT), ("bob", "nonsense"), ("cem", "")):
+            metadata = (("traceparent", traceparent),) if traceparent else None
             answer = await client.issue(coupon_id, user, wait=True, metadata=metadata)
             offset = int(answer.ticket.split("-")[1])
             expected = TRACEPARENT.encode() if user == "ann" else None
@@ -75,28 +92,136 @@ async def test_without_an_exporter_the_callers_header_is_passed_on(fresh: System
             assert outcome.header(HEADER) == expected
 
 
-async def test_one_trace_from_the_call_to_the_verdict(fresh: System, tmp_path: Path) -> None:
+async def test_each_sampled_ticket_of_a_rush_is_one_trace_with_all_its_parts(fresh: System, tmp_path: Path) -> None:
+    coupon_id, topics = new_id(), fresh.topics
+    with TraceReceiver() as receiver:
+        services = services_of(fresh, fresh.dsn, receiver, tmp_path, "issuer", "ledger", "dlq")
+        await asyncio.to_thread(services.start)
+        try:
+            client = Client(services.issuer_address)
+            await client.create(coupon_id, total=CROWD // 2)
+            kept = dict(header() for _ in range(CROWD))
+            unkept = dict(header(sampled=False) for _ in range(CROWD))
+
+            async def issue(user: str, traceparent: str, wait: bool) -> str:
+                try:
+                    metadata = (("traceparent", traceparent),)
+                    return str((await client.issue(coupon_id, user, wait=wait, metadata=metadata)).ticket)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
+                        raise
+                    return ""
+
+            callers = [(t, h, n % 2 == 0) for n, (t, h) in enumerate((kept | unkept).items())]
+            tickets = dict(
+                zip(
+                    (trace for trace, _, _ in callers),
+                    await asyncio.gather(*(issue(f"user-{t}", h, wait) for t, h, wait in callers)),
+                    strict=True,
+                )
+            )
+            batched, metadata = header()
+            coupon = f"coupons/{coupon_id}"
+            await client.adjust(coupon_id, 10)
+            asked = [issuer_pb2.IssueCouponRequest(coupon=coupon, user_id=f"b{n}") for n in range(3)]
+            answer = await client.issuer.BatchIssueCoupons(
+                issuer_pb2.BatchIssueCouponsRequest(requests=asked), timeout=20, metadata=(("traceparent", metadata),)
+            )
+            assert [result.WhichOneof("result") for result in answer.results] == ["issuance"] * 3
+            # Two that can't be processed: a kept one, and one that nobody would know of.
+            partition = home(coupon_id)
+            bad = dict([header(), header(sampled=False)])
+            broken = [Message(b"k", b"\xff", [(HEADER, traceparent.encode())]) for traceparent in bad.values()]
+            dead = [str(ticket) for ticket in await fresh.put(topics.line, partition, *broken)]
+            # An internal one, which is put into the line again by itself.
+            retried, traceparent = header()
+            sent = issue_message(coupon_id, "late", request_id())
+            message = Message(sent.key, sent.value, [*sent.headers, (HEADER, traceparent.encode())])
+            await client.channel.close()
+
+            def whole(trace: str, ticket: str) -> bool:
+                spans = receiver.traces().get(trace, [])
+                return {f"send {topics.outcomes}", ISSUE} <= {span.name for span in spans} or not ticket
+
+            async def arrived() -> bool:
+                traces = receiver.traces()
+                dead_letters = {s.attributes.get("firstcome.ticket") for s in receiver.spans if "dead letter" in s.name}
+                filed = [s for s in traces.get(next(iter(bad)), []) if s.name == FILE]
+                return all(whole(t, tickets[t]) for t in kept) and dead_letters == set(dead) and bool(filed)
+
+            await eventually(arrived)
+            await _redrive_of_internal(fresh, receiver, partition, message, retried)
+        finally:
+            await asyncio.to_thread(services.stop)
+    traces = receiver.traces()
+
+    in_line = [trace for trace in kept if tickets[trace]]
+    assert len(in_line) >= CROWD // 4
+    for trace in kept:
+        spans = traces[trace]
+        served = one(spans, ISSUE, "SERVER")
+        assert served.parent_id == CALLER_SPAN
+        assert served.attributes["rpc.system.name"] == "grpc"
+        looked_up = one(spans, LOOK_UP, "CLIENT")
+        assert looked_up.parent_id == served.span_id
+        if not tickets[trace]:
+            assert served.error == "SOLD_OUT"
+            continue
+        send = one(spans, f"send {topics.line}", "PRODUCER")
+        poll, process = one(spans, f"poll {topics.line}", "CLIENT"), one(spans, f"process {topics.line}", "CONSUMER")
+        stored, told = one(spans, SETTLE, "CLIENT"), one(spans, f"send {topics.outcomes}", "PRODUCER")
+        assert [s.parent_id for s in (send, poll, process, stored, told)] == [
+            served.span_id, send.span_id, send.span_id, process.span_id, send.span_id,
+        ]  # fmt: skip
+        assert {s.service for s in (served, looked_up, send)} == {"firstcome-issuer"}
+        assert {s.service for s in (poll, process, stored, told)} == {"firstcome-ledger"}
+        assert {s.attributes["firstcome.ticket"] for s in (poll, process, told)} == {tickets[trace]}
+        assert stored.attributes["db.system.name"] == "postgresql"
+        # The span of the whole batch links to this one, and this one to it.
+        ((batch_trace, batch_span),) = process.links
+        whole_batch = next(s for s in traces[batch_trace] if s.span_id == batch_span)
+        assert (trace, send.span_id) in whole_batch.links
+        assert {s.name for s in traces[batch_trace]} == {f"poll {topics.line}", f"process {topics.line}", SETTLE}
+    assert not unkept.keys() & traces.keys()
+
+    one(traces[batched], BATCH, "SERVER")
+    sent = one(traces[batched], f"send {topics.line}", "PRODUCER")
+    assert sent.attributes["messaging.batch.message_count"] == 3
+    assert len([s for s in traces[batched] if s.name == f"process {topics.line}"]) == 3
+
+    known, unknown = bad
+    named = {s.name for s in traces[known]}
+    assert {f"dead letter {topics.line}", f"send {topics.dlq}", f"process {topics.dlq}", FILE} <= named
+    assert unknown not in traces
+    (lonely,) = [s for s in receiver.spans if (unknown, CALLER_SPAN) in s.links]
+    assert (lonely.name, lonely.error) == (f"dead letter {topics.line}", "WRONG_TYPE")
+
+
+async def _redrive_of_internal(
+    system: System, receiver: TraceReceiver, partition: int, message: Message, trace: str
+) -> None:
+    """The record is told on the DLQ as failed by chance: the dlq puts it into the line again, in the same trace."""
+    (ticket,) = await system.put(system.topics.line, partition, message)
+    await system.dead_letter(ticket)
+
+    async def redriven() -> bool:
+        names = [(span.service, span.name) for span in receiver.traces().get(trace, [])]
+        return ("firstcome-dlq", f"send {system.topics.line}") in names and names.count(
+            ("firstcome-ledger", f"process {system.topics.line}")
+        ) == 2
+
+    await eventually(redriven)
+
+
+async def test_what_goes_wrong_in_a_call_is_logged_with_its_trace_and_a_dead_collector_costs_nothing(
+    fresh: System, tmp_path: Path
+) -> None:
     coupon_id = new_id()
-    collector, port = Collector(), free_port()
-    server = grpc.aio.server()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
+    receiver = TraceReceiver()
+    receiver.start()
     wire = Wire(fresh.dsn)
     await wire.join()
-    services = Services(
-        fresh.stack.kafka_bootstrap,
-        fresh.dsn,
-        names=("issuer", "ledger"),
-        topic_prefix=fresh.topics.prefix,
-        log_dir=tmp_path,
-        env={
-            "FIRSTCOME_POSTGRES_DSN": wire.dsn,
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
-            "OTEL_BSP_SCHEDULE_DELAY": "100",
-            "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
-        },
-    )
+    services = services_of(fresh, wire.dsn, receiver, tmp_path, "issuer", "ledger")
     await asyncio.to_thread(services.start)
     try:
         client = Client(services.issuer_address)
@@ -105,35 +230,20 @@ async def test_one_trace_from_the_call_to_the_verdict(fresh: System, tmp_path: P
         answer = await client.issue(coupon_id, "ann", wait=True, metadata=traced)
         offset = int(answer.ticket.split("-")[1])
 
-        async def arrived() -> bool:
-            kinds = (
-                SERVER,
-                PRODUCER,
-                CONSUMER,
-            )
-            return all(collector.of(kind, TRACE) for kind in kinds)
+        async def arrived() -> Span | None:
+            spans = receiver.traces().get(TRACE, [])
+            return next((span for span in spans if span.name == f"send {fresh.topics.line}"), None)
 
-        await eventually(arrived)
-        ((server_of, called),) = collector.of(SERVER, TRACE)
-        ((sender, sent),) = collector.of(PRODUCER, TRACE)
-        ((settler, settled),) = collector.of(CONSUMER, TRACE)
-        assert (server_of, sender, settler) == ("firstcome-issuer", "firstcome-issuer", "firstcome-ledger")
-        assert "IssueCoupon" in called.name
-        assert (sent.name, settled.name) == (f"send {fresh.topics.line}", f"process {fresh.topics.line}")
-        assert called.parent_span_id.hex() == CALLER_SPAN
-        assert sent.parent_span_id == called.span_id
-        assert settled.parent_span_id == sent.span_id
+        sent = await eventually(arrived)
         # The line and the outcome carry the sender's span.
-        expected = f"00-{TRACE}-{sent.span_id.hex()}-01".encode()
+        expected = f"00-{TRACE}-{sent.span_id}-01".encode()
         assert (await fresh.records(fresh.topics.line, home(coupon_id)))[offset].header(HEADER) == expected
         outcomes = await fresh.records(fresh.topics.outcomes, home(coupon_id))
         assert expected in [outcome.header(HEADER) for outcome in outcomes.values()]
 
-        # A collector that is away costs nothing.
-        await server.stop(grace=None)
+        receiver.stop()
         assert (await client.issue(coupon_id, "bob", wait=True, metadata=traced)).state == Issuance.ISSUED
 
-        # What goes wrong in a call is logged with its trace.
         await wire.cut()
         other = TRACEPARENT.replace(TRACE, "1" * 32)
         failure = await refused(client.issue(coupon_id, "cem", metadata=(("traceparent", other),)))
@@ -152,6 +262,6 @@ async def test_one_trace_from_the_call_to_the_verdict(fresh: System, tmp_path: P
     finally:
         await asyncio.to_thread(services.stop)
         await wire.cut()
-        await server.stop(grace=None)
+        receiver.stop()
     for name in ("issuer", "ledger"):
         assert services.processes[name].returncode == 0
