@@ -185,8 +185,8 @@ async def test_each_sampled_ticket_of_a_rush_is_one_trace_with_all_its_parts(fre
     assert not unkept.keys() & traces.keys()
 
     one(traces[batched], BATCH, "SERVER")
-    sent = one(traces[batched], f"send {topics.line}", "PRODUCER")
-    assert sent.attributes["messaging.batch.message_count"] == 3
+    batch_sent = one(traces[batched], f"send {topics.line}", "PRODUCER")
+    assert batch_sent.attributes["messaging.batch.message_count"] == 3
     assert len([s for s in traces[batched] if s.name == f"process {topics.line}"]) == 3
 
     known, unknown = bad

@@ -204,7 +204,7 @@ async def test_a_zombie_with_an_old_position_writes_nothing(world: World) -> Non
     await world.settle()
     before, rows = await world.settled_rows(), await world.progress()
     records = await world.line()
-    batch = consumer.Batch(records, [wire.decode(record, HOME) for record in records])
+    batch = consumer.Batch(records, [wire.decode(record, HOME) for record in records], (0, 0))
     with pytest.raises(PositionLost):
         await world.store.settle(old, old.behind(records[-1]), batch.decoded, ParkedRun(0, 0))
     with pytest.raises(PositionLost):
