@@ -219,6 +219,11 @@ class Findings:
     def count(self, check: Check) -> int:
         return self._count[check]
 
+    @property
+    def examples(self) -> tuple[Finding, ...]:
+        """Those that are kept."""
+        return tuple(finding for found in self._examples.values() for finding in found)
+
     def report(self, counts: Counts) -> Report:
         counted = _counted(counts)
         return Report(

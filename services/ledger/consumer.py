@@ -278,6 +278,7 @@ class PartitionLedger(PartitionWorker):
             found = {outcome.offset: (outcome, parked) for outcome, parked in rows}
             missing = [record.offset for record in records if record.offset not in found]
             if missing:
+                await self._store.confirm(position)  # a database that was restored meanwhile is taken as it is
                 raise Halted(
                     f"published_offset is {position.published_offset}, and behind it are settled records without a "
                     f"verdict: {missing[:10]}; restore their rows from a backup and restart; if they were removed on "

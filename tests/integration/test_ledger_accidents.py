@@ -504,6 +504,31 @@ async def test_a_ledger_that_stands_idle_notices_that_its_database_was_restored(
     await world.audit()
 
 
+async def test_a_database_that_is_restored_while_a_position_is_taken_halts_nobody(world: World) -> None:
+    await world.settle(create(2))
+    await world.back_up()
+    await world.put(issue("a"))
+    dying = FusedProducer(world.producer, Fuse(1), world.topics.outcomes)
+    assert await world.run_until_death(world.ledger(producer=dying))
+
+    class Restored(LedgerStore):
+        restored = False
+
+        async def verdicts(self, *asked: Any) -> Any:
+            if not self.restored:
+                self.restored = True
+                await world.restore()
+            return await super().verdicts(*asked)
+
+    store = Restored(world.engine, world.topics.line, TEST_PARTITIONS)
+    ledger = world.ledger(store=store)
+    async with world.running(ledger):
+        await world.rest()
+    assert store.restored
+    assert await world.verdicts() == ["APPLIED", "ISSUED 1"]
+    await world.audit()
+
+
 async def test_a_user_whose_grant_was_restored_away_has_the_same_sequence_again(world: World) -> None:
     await world.settle(create(3))
     await world.back_up()
