@@ -127,7 +127,7 @@ def _at(after_s: int | None) -> int | None:
 
 
 SETTINGS = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=40, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
