@@ -39,7 +39,7 @@ chaos: $(VENV)/.ready ## faults in the middle of a rush, and the checker's verdi
 	@$(BIN)/python -m chaos $(ARGS)
 
 .PHONY: up
-up: $(VENV)/.ready ## start everything in the background on the usual ports (KEEP=1: with the data of last time)
+up: $(VENV)/.ready ## start everything in the background on the usual ports (KEEP=1: with the data of last time; OBSERVE=1: Prometheus, too)
 	@$(BIN)/python -m stack up
 
 .PHONY: down

@@ -18,6 +18,7 @@ from stack.process import Child, spawn
 from stack.services import environment
 
 RULES: Final = REPOSITORY / "deploy/observability/rules"
+NOT_INSTALLED: Final = "prometheus is not installed: apt-get install prometheus (or use compose.yaml)"
 _TIMEOUT_S: Final = 10
 
 
@@ -60,7 +61,7 @@ class Prometheus(Engine):
         """Raises StackError if it is not installed."""
         program = installed()
         if program is None:
-            raise StackError("prometheus is not installed: apt-get install prometheus")
+            raise StackError(NOT_INSTALLED)
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / "prometheus.json"
         config.write_text(json.dumps(self._config))  # JSON is YAML, too

@@ -20,10 +20,12 @@ from stack.local import Stack
 from stack.locations import cache_dir, delete_tree
 from stack.ports import HOST, Ports, require_free
 from stack.process import tail
+from stack.prometheus import NOT_INSTALLED, Prometheus, installed
 from stack.services import Services, environment
 
 KAFKA_PORT: Final = 9092
 POSTGRES_PORT: Final = 5432
+PROMETHEUS_PORT: Final = 9090
 _UP_TIMEOUT_S: Final = 240
 _DOWN_TIMEOUT_S: Final = 90  # three services at 20 s, Kafka and PostgreSQL at most
 _KILL_TIMEOUT_S: Final = 10
@@ -41,6 +43,7 @@ class Owner:
     started_ticks: int
     kafka: str
     postgres: str
+    prometheus: str = ""
 
     def alive(self) -> bool:
         return self.machine == machine() and ProcessIdentity(self.pid, self.started_ticks).alive()
@@ -62,6 +65,11 @@ def up(*, kafka_port: int = KAFKA_PORT, postgres_port: int = POSTGRES_PORT, keep
                 require_free(kafka_port, "Kafka (--kafka-port)")
             if not os.environ.get("FIRSTCOME_POSTGRES_DSN"):
                 require_free(postgres_port, "PostgreSQL (--postgres-port)")
+            if os.environ.get("OBSERVE") == "1":
+                if installed() is None:
+                    progress.say(NOT_INSTALLED)
+                else:
+                    require_free(PROMETHEUS_PORT, "Prometheus")
             local.prepare()  # here rather than in the background, where nobody sees how far the downloads are
             owner = _start_owner(kafka_port, postgres_port, keep=keep)
     print(describe(owner))
@@ -91,9 +99,27 @@ def own(*, kafka_port: int, postgres_port: int, keep: bool) -> None:
         services = closing.enter_context(
             Services(stack.kafka_bootstrap, stack.postgres_dsn, ports=Ports(), log_dir=folder / "log")
         )
-        closing.enter_context(_written_down(stack))
+        prometheus = _observe(folder, services.ports) if os.environ.get("OBSERVE") == "1" else None
+        if prometheus is not None:
+            closing.callback(prometheus.stop)
+        closing.enter_context(_written_down(stack, prometheus))
         progress.say("ready")
         _watch(stack, services)
+
+
+def _observe(folder: Path, ports: Ports) -> Prometheus | None:
+    """Prometheus with our rules, or None where it is not installed. Raises StackError."""
+    if installed() is None:
+        return None
+    targets = {"issuer": [ports.issuer_metrics], "ledger": [ports.ledger_metrics], "dlq": [ports.dlq_metrics]}
+    prometheus = Prometheus(folder / "prometheus", PROMETHEUS_PORT, targets, log_path=folder / "log" / "prometheus.log")
+    prometheus.start()
+    try:
+        prometheus.wait_ready()
+    except BaseException:
+        prometheus.stop()
+        raise
+    return prometheus
 
 
 def describe(owner: Owner) -> str:
@@ -122,6 +148,7 @@ def describe(owner: Owner) -> str:
                 ("dlq", ports.dlq_metrics),
             )
         ),
+        *([f"PROMETHEUS {owner.prometheus}  (alerts at /alerts)"] if owner.prometheus else []),
         f"LOGS {_folder() / 'log'}",
         "The services run with FIRSTCOME_AUTH=off: whoever reaches these ports may do everything.",
         "Try:",
@@ -145,11 +172,12 @@ def _read_owner() -> Owner | None:
 
 
 @contextlib.contextmanager
-def _written_down(stack: Stack) -> Iterator[None]:
+def _written_down(stack: Stack, prometheus: Prometheus | None) -> Iterator[None]:
     me = identify(os.getpid())
     if me is None:
         raise StackError("This process is not in /proc; is /proc mounted?")
-    owner = Owner(machine(), me.pid, me.started_ticks, stack.kafka_bootstrap, stack.postgres_dsn)
+    watched = f"http://{prometheus.address}" if prometheus is not None else ""
+    owner = Owner(machine(), me.pid, me.started_ticks, stack.kafka_bootstrap, stack.postgres_dsn, watched)
     path = _folder() / "owner.json"
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps(asdict(owner)))

@@ -391,6 +391,30 @@ DEAD_LETTERS = Dashboard(
                 [Query("max by (state) (firstcome_dead_letters)", "{{state}}")],
             ),
         ],
+        "Replay": [
+            Panel(
+                "Replay jobs",
+                "By kind and state. REDRIVE sends dead letters through the line again, AUDIT compares the log with the "
+                "tables, REPUBLISH tells the outcomes of a range once more.",
+                "none",
+                [Query("max by (kind, state) (firstcome_replay_jobs)", "{{kind}} {{state}}")],
+                kind="bargauge",
+            ),
+            Panel(
+                "Worked on by ended jobs",
+                "Dead letters or records, since the process began.",
+                "short",
+                [Query("sum by (kind) (firstcome_replay_done_total)", "{{kind}}")],
+            ),
+            Panel(
+                "Differences found by audits",
+                "Tickets for which the tables have other rows than the log gives. Anything but 0 wakes somebody up.",
+                "none",
+                [Query("sum(firstcome_replay_differences_total)", "tickets")],
+                kind="stat",
+                limits={1: "red"},
+            ),
+        ],
         "The line's side": [
             Panel(
                 "In a row",

@@ -20,11 +20,11 @@ from services.issuer.validation import IssueCall
 from services.runtime import telemetry, wire
 from services.runtime.coalesce import Coalescer, QueueFull
 from services.runtime.kafka import Appended, KafkaAway, Message
-from services.runtime.log import get_logger
+from services.runtime.log import Seldom
 from services.runtime.postgres import DatabaseAway
 from services.runtime.rpc_errors import Refusal, unavailable
 
-log = get_logger(__name__)
+seldom_log = Seldom(__name__)
 
 WAIT_S_MAX = 30.0
 VERDICT_BATCH_MAX = 2_000
@@ -210,5 +210,5 @@ def _behind(call: IssueCall) -> Refusal:
 
 
 def _away(error: Exception, call: IssueCall) -> Refusal:
-    log.warning("issue_unavailable", error=f"{type(error).__name__}: {error}")
+    seldom_log.warning("issue_unavailable", error=f"{type(error).__name__}: {error}")
     return answers.away(error, call.request_id)

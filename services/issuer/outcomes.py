@@ -13,11 +13,12 @@ from google.protobuf.message import DecodeError
 from services.domain.model import Coupon, CouponId, Reason, RequestId, Ticket, UserId
 from services.runtime import metrics, wire
 from services.runtime.kafka import CE_TYPE, KafkaAway, OutOfLog, PartitionReader, Record
-from services.runtime.log import get_logger
+from services.runtime.log import Seldom, get_logger
 from services.runtime.pace import Pace
 from services.runtime.rpc_errors import unavailable
 
 log = get_logger(__name__)
+seldom_log = Seldom(__name__)
 
 POLL_RECORDS_MAX = 10_000
 POLL_MS = 1_000
@@ -201,7 +202,9 @@ class OutcomesTail:
                 self._tell(record)
             except (DecodeError, ValueError) as error:
                 # Not of this release's ledger. It must not end the issuer, or each that starts while it is the last.
-                log.warning("outcome_skipped", partition=partition, offset=record.offset, error=type(error).__name__)
+                seldom_log.warning(
+                    "outcome_skipped", partition=partition, offset=record.offset, error=type(error).__name__
+                )
 
     def _tell(self, record: Record) -> None:
         told = _parse(record)

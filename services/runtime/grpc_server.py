@@ -21,13 +21,14 @@ from services.runtime.auth import LOCAL, METHODS, Callers, Role, caller_name, ne
 from services.runtime.config import Access, ConfigError, is_loopback
 from services.runtime.health import Health, bind
 from services.runtime.kafka import KafkaAway
-from services.runtime.log import get_logger
+from services.runtime.log import Seldom, get_logger
 from services.runtime.postgres import DatabaseAway
 from services.runtime.rate import CallerRates
 from services.runtime.reload import POLL_INTERVAL_S, Reloaded
 from services.runtime.rpc_errors import CATALOGUE, Refusal, unavailable
 
 log = get_logger(__name__)
+seldom_log = Seldom(__name__)
 
 PACKAGE = "/coupon.v1."
 REQUEST_BYTES_MAX = 4 * 1024 * 1024
@@ -337,12 +338,12 @@ def _refusal(error: Exception) -> Refusal | None:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, DatabaseAway):
-        log.warning("database_unavailable", error=str(error))
+        seldom_log.warning("database_unavailable", error=str(error))
         return unavailable("DATABASE_UNAVAILABLE", "the database does not answer; call again")
     if isinstance(error, KafkaAway):
-        log.warning("kafka_unavailable", error=str(error))
+        seldom_log.warning("kafka_unavailable", error=str(error))
         return unavailable("KAFKA_UNAVAILABLE", "the log does not answer; calling again is harmless")
-    log.error("call_failed", exc_info=error)
+    seldom_log.error("call_failed", exc_info=error)
     return None
 
 

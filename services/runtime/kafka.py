@@ -21,9 +21,10 @@ from aiokafka.partitioner import murmur2
 
 from services.runtime import kafka_security, metrics
 from services.runtime.lenient import fetch_leniently
-from services.runtime.log import get_logger
+from services.runtime.log import Seldom, get_logger
 
 log = get_logger(__name__)
+seldom_log = Seldom(__name__)
 
 CE_TYPE = "ce_type"
 TRACEPARENT = "traceparent"
@@ -371,7 +372,7 @@ class PartitionReader:
         position = await self._consumer.position(self._tp)
         async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
             found = await fetch_leniently(self._consumer, self._tp, position, FETCH_BYTES_MAX)
-        log.warning("header_name_not_utf8", topic=self._tp.topic, partition=self._tp.partition, offset=position)
+        seldom_log.warning("header_name_not_utf8", topic=self._tp.topic, partition=self._tp.partition, offset=position)
         if found:
             self._consumer.seek(self._tp, found[-1].offset + 1)
         return found

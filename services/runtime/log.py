@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 
 from services.runtime import trace_context
+
+SELDOM_S = 1.0
 
 
 def _add_trace(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -54,3 +58,30 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """A logger whose first argument is a static event name."""
     logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
     return logger
+
+
+class Seldom:
+    """For what may happen to every request of a rush: says it once a second at most, and how often it was meanwhile."""
+
+    def __init__(self, name: str, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._log = get_logger(name)
+        self._clock_s = clock_s
+        self._said: dict[str, tuple[float, int]] = {}
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """`count`: how often it has happened since it was last said, this time included."""
+        if count := self._due(event):
+            self._log.warning(event, count=count, **fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        if count := self._due(event):
+            self._log.error(event, count=count, **fields)
+
+    def _due(self, event: str) -> int:
+        now_s = self._clock_s()
+        said_s, kept = self._said.get(event, (now_s - SELDOM_S, 0))
+        if now_s - said_s < SELDOM_S:
+            self._said[event] = said_s, kept + 1
+            return 0
+        self._said[event] = now_s, 0
+        return kept + 1

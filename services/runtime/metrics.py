@@ -213,6 +213,21 @@ RESOLVED = Counter(
     "firstcome.dead_letters.resolved", "Dead letters whose redrive got a verdict.", services="dlq", start=[()]
 )
 
+REPLAY_JOBS = Gauge("firstcome.replay.jobs", "Replay jobs by kind and state.", labels=["kind", "state"], services="dlq")
+REPLAY_DONE = Counter(
+    "firstcome.replay.done",
+    "Dead letters or records that ended replay jobs have worked on, by kind.",
+    labels=["kind"],
+    services="dlq",
+    start=[("REDRIVE",), ("AUDIT",), ("REPUBLISH",)],
+)
+REPLAY_DIFFERENCES = Counter(
+    "firstcome.replay.differences",
+    "Tickets for which audits found other rows in the tables than the log gives.",
+    services="dlq",
+    start=[()],
+)
+
 ALL: Sequence[Instrument] = tuple(value for value in list(globals().values()) if isinstance(value, Instrument))
 
 

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ import yaml
 from deploy.observability import dashboards
 from deploy.observability.panels import Panel
 from services.runtime import metrics
+from services.runtime.config import dlq_config, issuer_config, ledger_config
 from services.runtime.instruments import Histogram
 from tests.prometheus import program
 
@@ -101,3 +103,33 @@ def test_the_committed_dashboards_are_those_of_the_code() -> None:
     assert {path.name for path in dashboards.FOLDER.glob("*.json")} == {path.name for path in made}
     for path, text in made.items():
         assert path.read_text() == text, f"{path.name}: run make dashboards"
+
+
+def test_compose_starts_services_that_accept_their_settings_and_are_scraped() -> None:
+    compose = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["services"]
+    mounts = {
+        mount.split(":")[1]: REPOSITORY / mount.split(":")[0]
+        for one in compose.values()
+        for mount in one.get("volumes", [])
+    }
+    assert all(path.exists() for path in mounts.values()), mounts
+    scraped = yaml.safe_load((REPOSITORY / "deploy/observability/prometheus.yaml").read_text())["scrape_configs"]
+    targets = {one["job_name"]: one["static_configs"][0]["targets"] for one in scraped}
+    for name, read in (("issuer", issuer_config), ("ledger", ledger_config), ("dlq", dlq_config)):
+        environ = {key: str(value) for key, value in compose[name]["environment"].items()}
+        environ["FIRSTCOME_TOKENS"] = str(mounts[environ["FIRSTCOME_TOKENS"]])
+        common = read(environ).common
+        assert common.metrics_listen is not None
+        assert targets[name] == [f"{name}:{common.metrics_listen.rpartition(':')[2]}"]
+        assert compose[name]["command"] == [f"services.{name}"]
+    provider = yaml.safe_load(mounts["/etc/grafana/provisioning/dashboards/firstcome.yaml"].read_text())["providers"][0]
+    assert mounts[provider["options"]["path"]] == dashboards.FOLDER
+    sources = yaml.safe_load(mounts["/etc/grafana/provisioning/datasources/firstcome.yaml"].read_text())["datasources"]
+    assert {one["type"]: urlsplit(one["url"]).hostname for one in sources} == {
+        "prometheus": "prometheus",
+        "jaeger": "jaeger",
+    }
+    assert all(urlsplit(one["url"]).hostname in compose for one in sources)
+    for one in compose.values():
+        for port in one.get("ports", []):
+            assert port.startswith("127.0.0.1:"), "on this machine only"

@@ -14,6 +14,7 @@ from google.rpc.status_pb2 import Status
 from services.dlq.replay.job import HeldJob, JobFailed, JobInterrupted, JobLost
 from services.dlq.replay.store import Claimed, JobStore, job_name
 from services.domain.model import printable
+from services.runtime import metrics
 from services.runtime.kafka import KafkaAway, OutOfLog
 from services.runtime.log import get_logger
 from services.runtime.pace import Pace
@@ -136,6 +137,8 @@ class JobRunner:
                 await pace.failed()
                 if stopping.is_set():
                     raise JobInterrupted from None
+        metrics.REPLAY_DONE.add(held.job.done_count, replay_pb2.ReplayJob.Kind.Name(held.job.kind))
+        metrics.REPLAY_DIFFERENCES.add(held.job.difference_count)
         counts = {"done": held.job.done_count, "failed": held.job.failed_count, "different": held.job.difference_count}
         log.info("replay_job_ended", job=held.name, error=error.message if error is not None else None, **counts)
 
