@@ -427,6 +427,7 @@ async def test_killed_again_and_again_it_loses_nothing_and_nobody_wins_twice(ben
         "FIRSTCOME_AUTH": "off",
         "FIRSTCOME_LISTEN": f"127.0.0.1:{free_port()}",
         "FIRSTCOME_HEALTH_LISTEN": f"127.0.0.1:{port}",
+        "FIRSTCOME_METRICS_LISTEN": "off",
         "FIRSTCOME_RETRY_BACKOFF_BASE_MS": "1",
     }
     service = ServiceProcess("dlq", env, log_path=tmp_path / "dlq.log", health_port=port)

@@ -46,6 +46,7 @@ def processes(world: World, folder: Path, count: int = 1) -> Iterator[list[Servi
             "FIRSTCOME_POSTGRES_DSN": world.dsn,
             "FIRSTCOME_TOPIC_PREFIX": world.topics.prefix,
             "FIRSTCOME_HEALTH_LISTEN": f"127.0.0.1:{port}",
+            "FIRSTCOME_METRICS_LISTEN": "off",
         }
         made.append(ServiceProcess("ledger", env, log_path=folder / f"ledger-{number}.log", health_port=port))
     try:

@@ -1,4 +1,4 @@
-"""The ledger leaves it to the unique key to find who has the coupon already; and the table has none (catalogue.py)."""
+"""The ledger leaves it to the unique key to find who has the coupon already; and the table has none."""
 
 from services.ledger import store
 from tests.system.planted import launch

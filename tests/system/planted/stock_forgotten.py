@@ -1,4 +1,4 @@
-"""The ledger does not write back what its grants take from the stock; no key on sequences stops it (catalogue.py)."""
+"""The ledger does not write back what its grants take from the stock; no key on sequences stops it."""
 
 from __future__ import annotations
 

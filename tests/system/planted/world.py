@@ -105,6 +105,7 @@ class PlantedWorld:
             "FIRSTCOME_TOPIC_PREFIX": self.topics.prefix,
             "FIRSTCOME_AUTH": "off",
             "FIRSTCOME_HEALTH_LISTEN": f"127.0.0.1:{health_port}",
+            "FIRSTCOME_METRICS_LISTEN": "off",
         }
 
     # What callers do
