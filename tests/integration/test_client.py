@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from coupon.v1 import events_pb2
 from typer.testing import CliRunner
 
 from firstcome import (
@@ -54,11 +56,10 @@ async def system(stack: Stack) -> AsyncIterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def services(stack: Stack, system: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """Issuer and ledger on topics and tables of their own."""
+    """All services, on topics and tables of their own."""
     dsn, topic_prefix = system
     logs = tmp_path_factory.mktemp("client-logs")
-    names = ("issuer", "ledger")
-    with Services(stack.kafka_bootstrap, dsn, names=names, topic_prefix=topic_prefix, log_dir=logs) as running:
+    with Services(stack.kafka_bootstrap, dsn, topic_prefix=topic_prefix, log_dir=logs) as running:
         yield running
 
 
@@ -246,8 +247,8 @@ async def test_many_requests_outlive_a_killed_issuer_and_nobody_is_lost(
 class CommandLine:
     """The command line in this process, as an operator calls it."""
 
-    def __init__(self, address: str) -> None:
-        self._env = {"FIRSTCOME_ADDRESS": address, "COLUMNS": "200", "NO_COLOR": "1"}
+    def __init__(self, address: str, dlq_address: str) -> None:
+        self._env = {"FIRSTCOME_ADDRESS": address, "FIRSTCOME_DLQ": dlq_address, "COLUMNS": "200", "NO_COLOR": "1"}
 
     def __call__(self, *arguments: str) -> Any:
         return CliRunner().invoke(app, list(arguments), env=self._env)
@@ -260,7 +261,18 @@ class CommandLine:
 
 @pytest.fixture
 def firstcome(services: Services) -> CommandLine:
-    return CommandLine(services.issuer_address)
+    return CommandLine(services.issuer_address, services.dlq_address)
+
+
+async def eventually_in(firstcome: CommandLine, ticket: str, state: str) -> Mapping[str, Any]:
+    """The dead letter, once it is in that state."""
+    for _ in range(300):
+        shown = await asyncio.to_thread(firstcome, "dlq", "show", ticket, "--json")
+        if shown.exit_code == 0 and (letter := json.loads(shown.stdout))["state"] == state:
+            assert isinstance(letter, dict)
+            return letter
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"{ticket} is not {state}: {shown.output}")
 
 
 def test_operator_runs_a_coupon_from_the_command_line(firstcome: CommandLine, coupon_id: str) -> None:
@@ -299,6 +311,52 @@ def test_operator_runs_a_coupon_from_the_command_line(firstcome: CommandLine, co
     assert unconfirmed.exit_code == 2
     assert "--yes" in unconfirmed.stderr
     assert firstcome.json("coupons", "close", coupon_id, "--yes")[0]["state"] == "CLOSED"
+
+
+async def test_operator_corrects_and_discards_dead_letters_from_the_command_line(
+    stack: Stack, system: tuple[str, str], client: Client, firstcome: CommandLine, coupon_id: str
+) -> None:
+    await client.coupons.create(coupon_id, 5)
+    partition = int((await client.issue(coupon_id, "ann")).ticket.partition("-")[0])
+    bad = events_pb2.CouponIssueRequestedEvent(coupon_id=coupon_id, user_id="b o b", request_id=str(uuid.uuid4()))
+    headers = [("ce_type", b"coupon.v1.CouponIssueRequestedEvent"), ("odd", b"\xff")]
+    producer = AIOKafkaProducer(bootstrap_servers=stack.kafka_bootstrap)
+    await producer.start()
+    try:
+        tickets = []
+        for value in (bad.SerializeToString(), b"\xffgarbage"):
+            line = f"{system[1]}coupon.issue-requests.v1"
+            sent = await producer.send_and_wait(line, value, coupon_id.encode(), partition, headers=headers)
+            tickets.append(f"{partition}-{sent.offset}")
+    finally:
+        await producer.stop()
+
+    wrong, garbage = tickets
+    letter = await eventually_in(firstcome, wrong, "PARKED")
+    assert (letter["reason"], letter["headers"]["odd"]) == ("BAD_ID", "0x ff")
+    assert letter["payload"] == {"coupon_id": coupon_id, "user_id": "b o b", "request_id": bad.request_id}
+    listed = await asyncio.to_thread(firstcome.json, "dlq", "ls", "--reason", "bad_id", "--coupon", coupon_id)
+    assert [one["ticket"] for one in listed] == [wrong]
+    refused = await asyncio.to_thread(firstcome, "dlq", "retry", wrong, "--corrected", '{"user_id": "bob"}')
+    assert refused.exit_code == 1
+    assert "would be parked again: MISSING_FIELD" in refused.stderr
+
+    fields = json.dumps({**letter["payload"], "user_id": "bob"})
+    done = await asyncio.to_thread(firstcome, "dlq", "retry", wrong, "--corrected", fields, "-m", "a space in the id")
+    assert done.exit_code == 0, done.output
+    letter = await eventually_in(firstcome, wrong, "RESOLVED")
+    assert (await client.get_issuance(coupon_id, "bob")).ticket == letter["redrive_ticket"]
+    assert "a space in the id" in [one["comment"] for one in letter["actions"]]
+
+    await eventually_in(firstcome, garbage, "PARKED")
+    shown = await asyncio.to_thread(firstcome, "dlq", "show", garbage)
+    assert "does not decode: 0x ff 67 61" in shown.stdout
+    assert (await asyncio.to_thread(firstcome, "dlq", "discard", garbage)).exit_code == 2
+    (dropped,) = await asyncio.to_thread(firstcome.json, "dlq", "discard", garbage, "-m", "a test", "--etag", "1")
+    assert dropped["state"] == "DISCARDED"
+    again = await asyncio.to_thread(firstcome, "dlq", "discard", garbage, "-m", "a test")
+    assert again.exit_code == 1
+    assert "WRONG_STATE" in again.stderr
 
 
 def test_place_in_the_line_without_waiting(firstcome: CommandLine, coupon_id: str) -> None:
