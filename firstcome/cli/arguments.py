@@ -32,13 +32,16 @@ RequestIdOption = Annotated[
 LimitOption = Annotated[int, typer.Option(min=1, help="How many at most.")]
 
 
-def ticket(text: str) -> str:
+def ticket_of(text: str) -> str:
     """The ticket, also from the resource name that the API shows."""
     return text.removeprefix("deadLetters/")
 
 
 TicketArgument = Annotated[
-    str, typer.Argument(metavar="TICKET", help="Of the record that failed, <partition>-<offset>.", parser=ticket)
+    str, typer.Argument(metavar="TICKET", help="Of the record that failed, <partition>-<offset>.", parser=ticket_of)
+]
+TicketsArgument = Annotated[
+    list[str], typer.Argument(metavar="TICKET…", help="Of the records that failed, <partition>-<offset> each.")
 ]
 TimeOption = Annotated[
     datetime | None, typer.Option(metavar="TIME", help="ISO 8601, local without offset.", parser=moment)

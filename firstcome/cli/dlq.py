@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated
@@ -18,14 +19,19 @@ from firstcome.cli.arguments import (
     LimitOption,
     RequestIdOption,
     TicketArgument,
+    TicketsArgument,
     TimeOption,
+    ticket_of,
 )
 from firstcome.cli.output import Output, clock, styled
 from firstcome.cli.payload import ISSUE_REQUESTED, corrected, payload, readable, type_of
 from firstcome.cli.session import Exit, Session, command
 from firstcome.dead_letters import DeadLetter, DeadLetterFilter, DeadLetterState
+from firstcome.errors import FirstcomeError
 
 LIMIT_DEFAULT = 100
+AT_ONCE = 16
+"""So many dead letters are worked on at the same time."""
 ERROR_CHARACTERS_MAX = 60
 app = typer.Typer(help="Records that could not be processed: look, retry, discard.", no_args_is_help=True)
 
@@ -89,7 +95,7 @@ async def show(session: Session, ticket: TicketArgument) -> Exit:
 @command(app, "retry", of_dlq=True)
 async def retry(
     session: Session,
-    ticket: TicketArgument,
+    tickets: TicketsArgument,
     correction: Annotated[
         str, typer.Option("--corrected", metavar="JSON", help="The record's fields as they should be, or @file.")
     ] = "",
@@ -100,32 +106,69 @@ async def retry(
     etag: EtagOption = "",
     request_id: RequestIdOption = None,
 ) -> Exit:
-    """Send it through the line again now, as it was or corrected. What it may still get is what is left then."""
+    """Send them through the line again now, as they were, or one corrected. What is left then is what they may get."""
     letters = session.client.dead_letters
     if type_ and not correction:
         raise typer.BadParameter("--type goes with --corrected")
+    if len(tickets) > 1 and correction:
+        raise typer.BadParameter("--corrected is for one dead letter")
     value, ce_type = b"", ""
     if correction:
-        value, ce_type = corrected(correction, type_ or type_of(await letters.get(ticket)) or ISSUE_REQUESTED)
-    letter = await letters.retry(
-        ticket, corrected_value=value, corrected_type=ce_type, comment=comment, etag=etag, request_id=request_id
-    )
-    _show(session.out, letter)
-    session.out.note(f"It goes into the line now; `firstcome dlq show {ticket}` shows what becomes of it.")
-    return Exit.OK
+        original = await letters.get(ticket_of(tickets[0]))
+        value, ce_type = corrected(correction, type_ or type_of(original) or ISSUE_REQUESTED)
+
+    def act(ticket: str) -> Awaitable[DeadLetter]:
+        return letters.retry(
+            ticket, corrected_value=value, corrected_type=ce_type, comment=comment, etag=etag, request_id=request_id
+        )
+
+    status = await _each(session, tickets, act, single=bool(etag or request_id))
+    session.out.note("What was retried goes into the line now; `firstcome dlq show TICKET` shows what becomes of it.")
+    return status
 
 
 @command(app, "discard", of_dlq=True)
 async def discard(
     session: Session,
-    ticket: TicketArgument,
+    tickets: TicketsArgument,
     comment: CommentOption,
     etag: EtagOption = "",
     request_id: RequestIdOption = None,
 ) -> Exit:
-    """Decide that nothing more is done about it; say why."""
-    _show(session.out, await session.client.dead_letters.discard(ticket, comment, etag=etag, request_id=request_id))
-    return Exit.OK
+    """Decide that nothing more is done about them; say why."""
+
+    def act(ticket: str) -> Awaitable[DeadLetter]:
+        return session.client.dead_letters.discard(ticket, comment, etag=etag, request_id=request_id)
+
+    return await _each(session, tickets, act, single=bool(etag or request_id))
+
+
+async def _each(
+    session: Session, tickets: Sequence[str], act: Callable[[str], Awaitable[DeadLetter]], *, single: bool
+) -> Exit:
+    """Do it to each; one that is refused is told and does not stop the others."""
+    if len(tickets) == 1:
+        _show(session.out, await act(ticket_of(tickets[0])))
+        return Exit.OK
+    if single:
+        raise typer.BadParameter("--etag and --request-id are for one dead letter")
+    done: list[DeadLetter] = []
+    status = Exit.OK
+    for start in range(0, len(tickets), AT_ONCE):
+        under_way = (act(ticket_of(ticket)) for ticket in tickets[start : start + AT_ONCE])
+        for answer in await asyncio.gather(*under_way, return_exceptions=True):
+            if isinstance(answer, DeadLetter):
+                done.append(answer)
+                if session.out.as_json:
+                    _show(session.out, answer)
+            elif isinstance(answer, FirstcomeError) and not answer.retryable:
+                session.out.error(answer)
+                status = Exit.REFUSED
+            else:
+                raise answer
+    if not session.out.as_json:
+        _list(session.out, done)
+    return status
 
 
 def _list(out: Output, letters: Sequence[DeadLetter]) -> None:

@@ -240,6 +240,18 @@ async def test_retry_sends_the_corrected_record_as_the_message_it_was(address: s
     assert sum(isinstance(one, dead_letter_pb2.RetryDeadLetterRequest) for one in dlq.asked) == 1
 
 
+async def test_many_are_discarded_at_once_and_one_that_is_refused_stops_no_other(address: str, dlq: Dlq) -> None:
+    dlq.letters = [letter("0-7"), letter("0-8", state="REDRIVEN"), letter("0-9")]
+    done = await run(address, "dlq", "discard", "0-7", "0-8", "deadLetters/0-9", "1-1", "-m", "a load test")
+    assert done.exit_code == 1
+    assert [ticket in done.stdout for ticket in ("0-7", "0-8", "0-9")] == [True, False, True]
+    assert ("WRONG_STATE" in done.stderr, "DEAD_LETTER_NOT_FOUND" in done.stderr) == (True, True)
+    assert len({one.request_id for one in dlq.asked}) == 4
+    for wrong in (["--request-id", "x"], ["--etag", "1"]):
+        assert (await run(address, "dlq", "retry", "0-7", "0-9", *wrong)).exit_code == 2
+    assert (await run(address, "dlq", "retry", "0-7", "0-9", "--corrected", "{}")).exit_code == 2
+
+
 async def test_ls_says_when_there_is_more_and_filters_as_asked(address: str, dlq: Dlq) -> None:
     dlq.letters = [letter(f"0-{number}", error_message="[bold]x" * 20) for number in range(5)]
     shown = await run(address, "dlq", "ls", "--state", "parked", "--reason", "bad_id", "--limit", "3")
