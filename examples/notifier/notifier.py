@@ -21,7 +21,7 @@ Tell = Callable[[Win], None]
 
 
 class OutcomesLost(Exception):
-    """The topic no longer has what comes next: it was deleted by its retention while nobody read."""
+    """The topic is not there, or no longer has what comes next: its retention deleted it while nobody read."""
 
 
 async def notify(
@@ -80,6 +80,8 @@ def tell_untold(store: Store, tell: Tell) -> None:
 
 async def _take_positions(consumer: Any, topic: str, store: Store) -> dict[TopicPartition, int]:
     """Seek to where the store says, or to the beginning; returns where each partition ends now."""
+    if topic not in await consumer.topics():
+        raise OutcomesLost(f"there is no topic {topic}")
     await consumer.beginning_offsets([TopicPartition(topic, 0)])  # with it aiokafka learns which others there are
     tps = [TopicPartition(topic, partition) for partition in sorted(consumer.partitions_for_topic(topic))]
     begins, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)

@@ -171,7 +171,8 @@ class Screen(AbstractContextManager["Screen"]):
 
     def show(self, job: ReplayJob) -> None:
         now_s = time.monotonic()
-        self._rate.add(now_s, job.done_count)
+        if job.state is ReplayState.RUNNING:
+            self._rate.add(now_s, job.done_count)
         if self._live is not None:
             self._live.update(self._rendered(job), refresh=True)
         elif self._out.as_json:
@@ -241,9 +242,9 @@ def _range(
 def _progress(job: ReplayJob) -> str:
     parts = [f"{job.done_count:,} of {job.matched_count:,}"]
     if job.failed_count:
-        parts.append(f"{job.failed_count:,} failed")
+        parts.append(f"failed: {job.failed_count:,}")
     if job.difference_count:
-        parts.append(f"{job.difference_count:,} differences")
+        parts.append(f"differences: {job.difference_count:,}")
     return ", ".join(parts)
 
 

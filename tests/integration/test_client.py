@@ -358,6 +358,17 @@ async def test_operator_corrects_and_discards_dead_letters_from_the_command_line
     assert again.exit_code == 1
     assert "WRONG_STATE" in again.stderr
 
+    audit = await asyncio.to_thread(firstcome, "replay", "audit", "--coupon", coupon_id)
+    assert audit.exit_code == 0, audit.output
+    assert "4 of 4" in audit.stdout  # the coupon, ann, and the wrong record with its redrive; garbage is nobody's
+    (*_, counted) = await asyncio.to_thread(firstcome.json, "replay", "redrive", "--coupon", coupon_id, "--dry-run")
+    assert (counted["state"], counted["dry_run"], counted["matched_count"]) == ("SUCCEEDED", True, 0)
+    jobs = await asyncio.to_thread(firstcome.json, "replay", "ls")
+    assert counted["job_id"] in [one["job_id"] for one in jobs]
+    ended = await asyncio.to_thread(firstcome, "replay", "cancel", counted["job_id"])
+    assert ended.exit_code == 1
+    assert "WRONG_STATE" in ended.stderr
+
 
 def test_place_in_the_line_without_waiting(firstcome: CommandLine, coupon_id: str) -> None:
     firstcome.json("coupons", "create", coupon_id, "--total", "1")
