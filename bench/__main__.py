@@ -32,13 +32,13 @@ POSTGRES_SETTINGS = {"max_wal_size": "8GB"}
 SHARED_BUFFERS = "1GB"
 Scenario = Callable[[Session], Awaitable[None]]
 SCENARIOS: Mapping[str, tuple[Scenario, int]] = {
-    "unary": (unary.scenario, 170),
-    "paced": (paced.scenario, 80),
-    "batch": (batches.scenario, 150),
-    "rush": (rush.scenario, 60),
+    "unary": (unary.scenario, 165),
+    "paced": (paced.scenario, 65),
+    "batch": (batches.scenario, 170),
+    "rush": (rush.scenario, 45),
     "ledger": (backlog.scenario, 140),
-    "growth": (growth.scenario, 240),
-    "faults": (faults.scenario, 190),
+    "growth": (growth.scenario, 200),
+    "faults": (faults.scenario, 160),
 }
 """Name → what runs, and about how many seconds it takes."""
 

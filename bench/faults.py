@@ -31,14 +31,16 @@ from stack.engine import Engine
 
 DOWN_S = 0.5
 """How long what was killed stays down before it is started again."""
-CALL_TIMEOUT_S = 10.0
+CALL_TIMEOUT_S = 20.0
 PATIENCE_S = 60.0
 """How long somebody tries to get an answer."""
 RETRY_S = 0.3
 QUIET_S = 1.5
+BACK_TIMEOUT_S = 15.0
+LOOK_S = 0.05
 """So long without a new row, and with an empty queue: the Redis system is done."""
 SNAPSHOT_TIMEOUT_S = 20.0
-OFTEN, ONCE = (0.25, 0.5, 0.75), (0.5,)
+OFTEN, ONCE = (0.2, 0.5, 0.8), (0.5,)
 _FINAL = ("SOLD_OUT", "ALREADY_ISSUED")
 _CHANNEL = (
     ("grpc.use_local_subchannel_pool", 1),
@@ -208,12 +210,18 @@ async def _kill(system: System, part: str, moments_s: Sequence[float]) -> None:
     if part == "redis":
         engines["redis"] = stack.redis
     victim = engines[part] if part in engines else system.processes[part]
+    settled = -1
     for moment_s in moments_s:
         await asyncio.sleep(max(moment_s - time.monotonic(), 0))
+        # In the middle of its work, not while it is still coming back from the kill before.
+        ends_s = time.monotonic() + BACK_TIMEOUT_S
+        while await system.settled() == settled and time.monotonic() < ends_s:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_S)
         await asyncio.to_thread(victim.kill)
         await asyncio.sleep(DOWN_S)
         await asyncio.to_thread(victim.start)
         await asyncio.to_thread(victim.wait_ready)
+        settled = await system.settled()
 
 
 async def _snapshot(redis: RedisSystem) -> None:
@@ -225,7 +233,7 @@ async def _snapshot(redis: RedisSystem) -> None:
     while await redis.redis.lastsave() == before:
         if time.monotonic() > ends_s:
             raise TimeoutError("Redis made no snapshot")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(LOOK_S)
 
 
 async def _done(system: System) -> None:
@@ -236,7 +244,7 @@ async def _done(system: System) -> None:
     while time.monotonic() - quiet_since_s < QUIET_S:
         if (now := await system.accepted()) != last or await system.settled() != now:
             quiet_since_s, last = time.monotonic(), now
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(LOOK_S)
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:

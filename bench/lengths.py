@@ -10,7 +10,7 @@ class Lengths:
     """Seconds, or counts of requests, as the names say."""
 
     slices: int = 5
-    slice_s: float = 3.0
+    slice_s: float = 2.5
     callers: int = 100
     saturation_s: float = 6.0
     paced_s: float = 8.0
@@ -33,11 +33,11 @@ class Lengths:
     raw_runs: int = 3
     produce_requests: int = 300_000
     growth_rows: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
-    growth_requests: int = 100_000
+    growth_requests: int = 60_000
     growth_rounds: int = 3
-    fault_people: int = 6_000
-    fault_stock: int = 4_000
-    fault_s: float = 8.0
+    fault_people: int = 4_000
+    fault_stock: int = 2_500
+    fault_s: float = 10.0
 
 
 FULL = Lengths()

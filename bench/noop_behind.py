@@ -42,4 +42,5 @@ async def serve(config: IssuerConfig, stopping: asyncio.Event) -> None:
 
 
 if __name__ == "__main__":
-    lifecycle.main("noop", issuer_config, lambda config: config.common, serve)
+    # As the issuer, so that what is counted of calls is the same.
+    lifecycle.main("issuer", issuer_config, lambda config: config.common, serve)

@@ -151,7 +151,7 @@ class Firstcome(System):
 
     async def open(self) -> None:
         self.database = await asyncpg.create_pool(
-            self.dsn, min_size=1, max_size=CONNECTIONS, command_timeout=SETTLE_TIMEOUT_S
+            self.dsn, min_size=0, max_size=CONNECTIONS, command_timeout=SETTLE_TIMEOUT_S
         )
         await self._consumer.start()
 
@@ -183,7 +183,7 @@ class RedisSystem(System):
 
     async def open(self) -> None:
         self.database = await asyncpg.create_pool(
-            self.dsn, min_size=1, max_size=CONNECTIONS, command_timeout=SETTLE_TIMEOUT_S
+            self.dsn, min_size=0, max_size=CONNECTIONS, command_timeout=SETTLE_TIMEOUT_S
         )
 
     async def close(self) -> None:

@@ -93,6 +93,7 @@ async def _noop_behind(session: Session, open_: AsyncExitStack) -> str:
         "FIRSTCOME_POSTGRES_DSN": "postgresql://unused",
         "FIRSTCOME_LISTEN": listen,
         "FIRSTCOME_HEALTH_LISTEN": f"{HOST}:{health_port}",
+        "FIRSTCOME_METRICS_LISTEN": f"{HOST}:{free_port()}",
         "FIRSTCOME_AUTH": "off",
         **tracing(session.collector),
     }
