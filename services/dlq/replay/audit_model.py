@@ -106,7 +106,7 @@ class PartitionModel:
     ) -> list[Difference]:
         """Settle the records and say where the rows differ. `earlier`: the grants that `lookups` asked for."""
         verdicts = self._settle(records, earlier, elsewhere)
-        expected = _expected_rows(self._partition, verdicts)
+        expected = expected_rows(self._partition, verdicts)
         wrong = {table for table, found in rows.of.items() if list(found) != expected[table]}
         return self._differences(verdicts, expected, rows) if wrong else []
 
@@ -203,7 +203,7 @@ def stray(table: str, ticket: Ticket, row: Row) -> Difference:
     return difference
 
 
-def _expected_rows(partition: int, verdicts: Sequence[Verdict]) -> dict[str, list[Row]]:
+def expected_rows(partition: int, verdicts: Sequence[Verdict]) -> dict[str, list[Row]]:
     """The rows that the verdicts make, as COLUMNS has them."""
     # The records of a batch of the log share one time: make each once.
     times: dict[int, datetime | None] = {}
