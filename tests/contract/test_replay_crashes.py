@@ -23,7 +23,7 @@ from tests.contract.replaying import HOME, Job, Replays
 from tests.contract.test_replay import all_in_state, dead_letters_are_filed, make_topic, outcomes_of_tables, published
 from tests.integration import ledger_world as world
 
-LETTERS = 300
+LETTERS = 200
 PER_S = 100
 
 
