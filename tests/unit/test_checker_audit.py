@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from coupon.v1 import events_pb2
@@ -432,3 +433,8 @@ async def test_findings_are_counted_but_only_the_first_are_kept() -> None:
     result = next(r for r in (await world.report()).results if r.promise is Promise.SETTLED)
     assert result.broken_count == 50
     assert len(result.examples) == EXAMPLES_MAX
+
+
+def test_every_check_is_explained() -> None:
+    explained = (Path(__file__).parents[2] / "docs" / "checker.md").read_text().partition("## Who checks")[0]
+    assert [check for check in Check if f"`{check}`" not in explained] == []
