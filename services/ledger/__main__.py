@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
 
 from services.ledger.books import Books
 from services.ledger.consumer import PartitionLedger
@@ -64,7 +66,16 @@ def main() -> None:
 rebuild: fill an empty, migrated database from Kafka alone; goes on where one was stopped
 state-hash: print a hash of the books, the same for the same verdicts"""
     parser.add_argument("command", nargs="?", choices=COMMANDS, default="serve")
-    lifecycle.main("ledger", ledger_config, lambda config: config.common, COMMANDS[parser.parse_args().command])
+    command = parser.parse_args().command
+
+    def read_config(environ: Mapping[str, str]) -> LedgerConfig:
+        config = ledger_config(environ)
+        if command == "serve":
+            return config
+        # A command may run beside a ledger, whose port for metrics it must not want.
+        return replace(config, common=replace(config.common, metrics_listen=None))
+
+    lifecycle.main("ledger", read_config, lambda config: config.common, COMMANDS[command])
 
 
 if __name__ == "__main__":
