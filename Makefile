@@ -82,8 +82,9 @@ lint-contract: $(VENV)/.ready ## the contract's style, and that it breaks no cli
 	    { echo "this breaks clients of the last release, whose contract is in $(RELEASED)" >&2; exit 1; }; }
 
 .PHONY: release-proto
-release-proto: ## at a release: from now on protos/ is what later changes must not break
+release-proto: ## at a release: from now on protos/ and what HEAD does are what later changes must not break
 	@rm -rf $(RELEASED) && mkdir -p $(RELEASED)/coupon/v1 && cp $(PROTOS) $(RELEASED)/coupon/v1/
+	@git rev-parse HEAD >released/VERSION
 
 .PHONY: bench
 bench: $(VENV)/.ready ## measure both systems, each figure beside its limit: build/bench (20 min; ARGS=--update-docs)

@@ -31,14 +31,22 @@ class ServiceProcess:
     """One service as a child process: `python -m services.<name>`. It may be started again after it has ended."""
 
     def __init__(
-        self, name: str, env: Mapping[str, str], *, log_path: Path, health_port: int, module: str | None = None
+        self,
+        name: str,
+        env: Mapping[str, str],
+        *,
+        log_path: Path,
+        health_port: int,
+        module: str | None = None,
+        root: Path = REPOSITORY,
     ) -> None:
-        """`env` is added to this process's environment; `module` runs instead of `services.<name>`."""
+        """`env` is added to this process's environment; `module` runs instead of `services.<name>`; `root` has it."""
         self.name = name
         self.log_path = log_path
         self.health_port = health_port
         self._env = dict(env)
         self._module = module or f"services.{name}"
+        self._root = root
         self._child: Child | None = None
 
     @property
@@ -69,8 +77,8 @@ class ServiceProcess:
             [sys.executable, "-m", self._module],
             name=self.name,
             log_path=self.log_path,
-            env=environment(self._env),
-            cwd=REPOSITORY,
+            env=environment(self._env, self._root),
+            cwd=self._root,
         )
 
     def wait_ready(self, timeout_s: float = 30) -> None:
@@ -136,12 +144,14 @@ class Services:
         env: Mapping[str, str] | None = None,
         log_dir: Path,
         partitions: int = 4,
+        root: Path = REPOSITORY,
     ) -> None:
-        """`ports` of None: free ones. `env` goes to every service too, and wins."""
+        """`ports` of None: free ones. `env` goes to every service too, and wins. `root`: whose code is run."""
         self.ports = ports or Ports.free()
         self.issuer_address = f"{HOST}:{self.ports.issuer}"
         self.dlq_address = f"{HOST}:{self.ports.dlq}"
         self._migrate_arguments = (kafka_bootstrap, postgres_dsn, partitions, topic_prefix)
+        self._root = root
         shared = {
             "FIRSTCOME_KAFKA_BOOTSTRAP": kafka_bootstrap,
             "FIRSTCOME_POSTGRES_DSN": postgres_dsn,
@@ -163,7 +173,7 @@ class Services:
                 own["FIRSTCOME_LISTEN"] = f"{HOST}:{main}"
                 self._listens.append((main, name))
             self.processes[name] = ServiceProcess(
-                name, {**shared, **own, **(env or {})}, log_path=log_dir / f"{name}.log", health_port=health
+                name, {**shared, **own, **(env or {})}, log_path=log_dir / f"{name}.log", health_port=health, root=root
             )
 
     def start(self) -> None:
@@ -172,7 +182,7 @@ class Services:
         for port, purpose in self._listens:
             port_numbers.require_free(port, purpose)
         kafka_bootstrap, postgres_dsn, partitions, topic_prefix = self._migrate_arguments
-        migrate(kafka_bootstrap, postgres_dsn, partitions=partitions, topic_prefix=topic_prefix)
+        migrate(kafka_bootstrap, postgres_dsn, partitions=partitions, topic_prefix=topic_prefix, root=self._root)
         try:
             for process in self.processes.values():
                 process.start()
@@ -199,23 +209,32 @@ class Services:
 
 
 def migrate(
-    kafka_bootstrap: str, postgres_dsn: str, *, partitions: int = 4, replication: int = 1, topic_prefix: str = ""
+    kafka_bootstrap: str,
+    postgres_dsn: str,
+    *,
+    partitions: int = 4,
+    replication: int = 1,
+    topic_prefix: str = "",
+    env: Mapping[str, str] | None = None,
+    root: Path = REPOSITORY,
 ) -> None:
     """Runs `python -m migrations`: creates missing topics and tables. Raises StackError with its output if it fails."""
-    env = environment(
+    variables = environment(
         {
             "FIRSTCOME_KAFKA_BOOTSTRAP": kafka_bootstrap,
             "FIRSTCOME_POSTGRES_DSN": postgres_dsn,
             "FIRSTCOME_TOPIC_PARTITIONS": str(partitions),
             "FIRSTCOME_TOPIC_REPLICATION": str(replication),
             "FIRSTCOME_TOPIC_PREFIX": topic_prefix,
-        }
+            **(env or {}),
+        },
+        root,
     )
     try:
         done = subprocess.run(
             [sys.executable, "-m", "migrations"],
-            cwd=REPOSITORY,
-            env=env,
+            cwd=root,
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -231,10 +250,10 @@ def migrate(
         raise StackError(f"The migration failed (status {done.returncode}). It said:\n{done.stdout[-8000:]}")
 
 
-def environment(added: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment and `added`, with the checkout and its `protos` first on Python's path."""
+def environment(added: Mapping[str, str], root: Path = REPOSITORY) -> dict[str, str]:
+    """This process's environment and `added`, with the checkout at `root` and its `protos` first on Python's path."""
     env = {**os.environ, **added}
     # `added` may bring a path of its own.
-    path = [str(REPOSITORY), str(REPOSITORY / "protos"), env.get("PYTHONPATH", "")]
+    path = [str(root), str(root / "protos"), env.get("PYTHONPATH", "")]
     env["PYTHONPATH"] = os.pathsep.join(entry for entry in path if entry)
     return env

@@ -14,15 +14,20 @@ import pytest
 import sqlalchemy as sa
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from migrations import database as migration_database
 from migrations.database import ADVISORY_LOCK, newest_revision, upgrade
 from migrations.topics import ensure_topics, settings
 from migrations.waiting import MigrationError
 from services.runtime.kafka import Topics, check_topics
+from services.runtime.postgres import DatabaseAway, create_engine
+from services.runtime.postgres import connection as pooled
 from services.runtime.schema import REVISION, metadata
 from stack import Stack
 
@@ -194,6 +199,80 @@ async def test_a_failed_migration_leaves_no_trace(empty_database: str) -> None:
         assert await catalog(empty_database) == before
     finally:
         await connection.close()
+
+
+async def test_a_migration_that_waits_for_a_lock_holds_nobody_up_for_long(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migration_database, "LOCK_TIMEOUT_S", 0.3)
+    await upgrade_to(empty_database, "0001")
+    reader, other = await asyncpg.connect(empty_database), await asyncpg.connect(empty_database)
+    try:
+        reading = reader.transaction()
+        await reading.start()
+        await reader.fetchval("SELECT count(*) FROM dead_letter")
+        migrating = asyncio.create_task(upgrade(empty_database, soon()))
+        await until_somebody_waits_for_a_lock(other)
+        # Behind the migration in the queue for the table: it gets its turn although the first reader is still there.
+        assert await other.fetchval("SELECT count(*) FROM dead_letter", timeout=10) == 0
+        assert not migrating.done()
+        await reading.rollback()
+        assert await migrating == REVISION
+    finally:
+        await reader.close()
+        await other.close()
+
+
+async def test_a_statement_that_takes_too_long_undoes_the_migration(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rest(config: Config, revision: str) -> None:
+        connection: sa.Connection = config.attributes["connection"]
+        connection.exec_driver_sql("CREATE TABLE half_done ()")
+        connection.exec_driver_sql("SELECT pg_sleep(20)")
+
+    monkeypatch.setattr(migration_database, "STATEMENT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("migrations.database.command.upgrade", rest)
+    before = await catalog(empty_database)
+    with pytest.raises(MigrationError, match=r"nothing was changed.*statement timeout"):
+        await upgrade(empty_database, soon())
+    assert await catalog(empty_database) == before
+
+
+async def test_a_service_goes_on_when_a_migration_changes_what_its_statements_return(database: str) -> None:
+    engine = create_engine(database, "test", pool_size=1)
+    admin = await asyncpg.connect(database)
+
+    async def read() -> list[str]:
+        async with pooled(engine) as connection, connection.transaction():
+            (row,) = await connection.fetch("SELECT * FROM alembic_version")
+            return list(row.keys())
+
+    try:
+        assert await read() == ["version_num"]
+        await admin.execute("ALTER TABLE alembic_version ADD COLUMN remark text")
+        # To be tried again like any other short absence, and then it works.
+        with pytest.raises(DatabaseAway):
+            await read()
+        assert await read() == ["version_num", "remark"]
+    finally:
+        await admin.close()
+        await engine.dispose()
+
+
+_WAITING = """
+SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database WHERE datname = current_database() AND NOT granted"""
+
+
+async def upgrade_to(dsn: str, revision: str) -> None:
+    async with engine_of(dsn).begin() as connection:
+        await connection.run_sync(lambda held: command.upgrade(migration_database._config(held), revision))
+
+
+async def until_somebody_waits_for_a_lock(connection: asyncpg.Connection) -> None:
+    async with asyncio.timeout(10):
+        while not await connection.fetchval(_WAITING):  # noqa: ASYNC110 - PostgreSQL tells nobody
+            await asyncio.sleep(0.01)
 
 
 async def test_a_database_of_a_newer_version_is_refused(database: str) -> None:
