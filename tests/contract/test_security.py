@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,6 +26,7 @@ from services.runtime.health import Health
 from services.runtime.rpc_errors import Refusal
 from services.runtime.tls import TlsFiles
 from stack import free_port
+from tests.certificates import Authority
 from tests.contract.issuing import SERVING, System, eventually, health_of, new_id, refused, request_id, shape
 
 TIMEOUT_S = 10.0
@@ -375,45 +375,6 @@ async def test_a_call_whose_deadline_has_passed_does_no_work() -> None:
         assert codes == [grpc.StatusCode.DEADLINE_EXCEEDED] * 50
         await served.issue()
         assert served.issuing.calls == 2
-
-
-class Authority:
-    """Signs certificates, with the openssl command."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._run("req", "-x509", *self._KEY, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca", "-days", "2")
-
-    _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-
-    @property
-    def path(self) -> str:
-        return str(self._folder / "ca.pem")
-
-    @property
-    def pem(self) -> bytes:
-        return Path(self.path).read_bytes()
-
-    def sign(self, name: str, *alternatives: str) -> tuple[str, str]:
-        """The files of a certificate and its key."""
-        (self._folder / "extensions").write_text(f"subjectAltName={','.join(alternatives)}\n" if alternatives else "")
-        self._run("req", *self._KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        signing = ["x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"]
-        self._run(*signing, "-days", "2", "-extfile", "extensions", "-out", f"{name}.pem")
-        return str(self._folder / f"{name}.pem"), str(self._folder / f"{name}.key")
-
-    def client(
-        self, name: str | None = None, *alternatives: str, trusting: Authority | None = None
-    ) -> grpc.ChannelCredentials:
-        """Of a client that trusts this or that authority and, with a name, shows a certificate of this one."""
-        trusted = (trusting or self).pem
-        if name is None:
-            return grpc.ssl_channel_credentials(trusted)
-        cert, key = self.sign(name, *alternatives)
-        return grpc.ssl_channel_credentials(trusted, Path(key).read_bytes(), Path(cert).read_bytes())
-
-    def _run(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=self._folder, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")

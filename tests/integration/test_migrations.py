@@ -261,7 +261,8 @@ async def test_a_service_goes_on_when_a_migration_changes_what_its_statements_re
 
 
 _WAITING = """
-SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database WHERE datname = current_database() AND NOT granted"""
+SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
+WHERE datname = current_database() AND NOT granted"""
 
 
 async def upgrade_to(dsn: str, revision: str) -> None:

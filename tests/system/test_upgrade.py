@@ -36,9 +36,7 @@ def last_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts = ("services", "migrations", "protos")
     archived = subprocess.run(["git", "archive", commit, *parts], cwd=ROOT, capture_output=True, timeout=60)
     if archived.returncode != 0:
-        pytest.skip(
-            f"NO UPGRADE WAS TESTED: the history has not got the last release, {commit}: {archived.stderr!r}"
-        )
+        pytest.skip(f"NO UPGRADE WAS TESTED: the history has not got the last release, {commit}: {archived.stderr!r}")
     folder = tmp_path_factory.mktemp("last-release")
     with tarfile.open(fileobj=io.BytesIO(archived.stdout)) as packed:
         packed.extractall(folder, filter="data")
