@@ -27,7 +27,7 @@ class TableHash:
 
 
 async def state_hash(config: LedgerConfig, stopping: asyncio.Event) -> None:
-    """Print a line a table and one for all. Raises lifecycle.Unfinished, lifecycle.Stopped."""
+    """Print a line a table and one for all. Raises lifecycle.Unfinished."""
     engine = create_engine(config.common.postgres_dsn, "firstcome-state-hash", pool_size=1)
     try:
         await check_revision(engine)
@@ -37,7 +37,8 @@ async def state_hash(config: LedgerConfig, stopping: asyncio.Event) -> None:
         asked.cancel()
         if not hashing.done():
             hashing.cancel()  # it only reads, and its connection ends with it
-            raise lifecycle.Stopped
+            await asyncio.gather(hashing, return_exceptions=True)
+            raise lifecycle.Unfinished("stopped")
         hashes = hashing.result()
     except (DatabaseAway, WrongRevision) as error:
         raise lifecycle.Unfinished(str(error)) from error
