@@ -111,13 +111,13 @@ async def _rush(fault: Fault, world: World, rng: random.Random, seen: _Seen) -> 
             try:
                 async with asyncio.timeout(FAULT_TIMEOUT_S):
                     await fault.inject(world, rng)
+                if not fault.stands:
+                    return
                 await world.mend()
                 await rush
             finally:
                 rush.cancel()
                 await asyncio.gather(rush, return_exceptions=True)
-            if not fault.stands:
-                return
             await world.until_drained()
             await _look_up(people, rng)
     seen.findings += [f"{count} unanswered: {what}" for what, count in people.unanswered.most_common(5)]

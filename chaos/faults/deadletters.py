@@ -83,7 +83,8 @@ async def _until_resolved(world: World) -> None:
     rows = await world.fetch("SELECT reason FROM rejected_issue WHERE redrive_of IS NOT NULL")
     granted = await world.fetch("SELECT count(*) AS n FROM user_coupon WHERE redrive_of IS NOT NULL")
     told = Counter(row["reason"] for row in rows)
-    world.note(f"redriven: {granted[0]['n']} granted, {sum(told.values())} refused ({told['REPEATED']} repeats)")
+    refused = ", ".join(f"{count} {reason}" for reason, count in sorted(told.items()))
+    world.note(f"redriven: {granted[0]['n']} ISSUED, {refused}")
 
 
 async def _cursed(world: World, rng: random.Random) -> None:

@@ -74,12 +74,14 @@ async def _until_halted(world: World) -> None:
         found = [line for name in _LEDGERS for line in world.logged(name, "partition_halted")]
         return len({line["partition"] for line in found}) == PARTITIONS
 
+    async def alarmed() -> bool:
+        return "NOT_SERVING" in [await world.health(name, "firstcome.ledger.line") for name in _LEDGERS]
+
     seconds = await world.until("every partition is halted", halted)
-    health = [await world.health(name, "firstcome.ledger.line") for name in _LEDGERS]
+    seconds += await world.until("a ledger's health says so", alarmed, patience_s=10.0)
     reasons = {line["reason"].partition(":")[0] for name in _LEDGERS for line in world.logged(name, "partition_halted")}
     world.note(f"all partitions halted after {seconds:.1f} s ({', '.join(sorted(reasons))})")
     world.require(reasons == {"NotTheLog"}, f"halted for {reasons}")
-    world.require("NOT_SERVING" in health, f"the ledgers' health is {health}")
 
 
 async def _unchanged(world: World, before: list[Any]) -> None:
