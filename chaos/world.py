@@ -155,7 +155,10 @@ class World:
                 self._ports[name] = free_port(), free_port(), free_port()
                 self._env[name] = self.settings(name)
                 self.services[name] = self._process(name, {})
-            await self._start(*self.services)
+            for process in self.services.values():
+                await asyncio.to_thread(process.start)
+            await self._ready(*self.services)
+            await self.until("the ledgers share the partitions", self._are_shared)
         except BaseException:
             await self._stop()
             raise
@@ -206,9 +209,14 @@ class World:
     async def start_again(self, *names: str, **env: str) -> None:
         """Start services that are down, with other settings, and wait until they are ready. A failpoint is not kept."""
         for name in names:
-            self._killed.discard(name)
-            self.services[name] = self._process(name, {"FIRSTCOME_FAILPOINT": "", **env})
-        await self._start(*names)
+            await self.launch(name, **env)
+        await self._ready(*names)
+
+    async def launch(self, name: str, **env: str) -> None:
+        """The same, for one that may die before it is ready."""
+        self._killed.discard(name)
+        self.services[name] = self._process(name, {"FIRSTCOME_FAILPOINT": "", **env})
+        await asyncio.to_thread(self.services[name].start)
 
     async def until_down(self, name: str) -> float:
         """It has ended, as at a failpoint."""
@@ -341,9 +349,22 @@ class World:
             module=f"services.{kind}",
         )
 
-    async def _start(self, *names: str) -> None:
-        for name in names:
-            await asyncio.to_thread(self.services[name].start)
+    async def _are_shared(self) -> bool:
+        """Whether each ledger has taken the positions of all partitions that it was given last, and none is left."""
+        taken: list[int] = []
+        for name in self.setup.names:
+            if name.startswith("ledger"):
+                assigned = self.logged(name, "partitions_assigned")
+                if not assigned:
+                    return False
+                since = assigned[-1]["timestamp"]
+                positions = {p["partition"] for p in self.logged(name, "position_taken") if p["timestamp"] >= since}
+                if positions != set(assigned[-1]["partitions"]):
+                    return False
+                taken += positions
+        return sorted(taken) == list(range(PARTITIONS))
+
+    async def _ready(self, *names: str) -> None:
         await asyncio.gather(*(asyncio.to_thread(self.services[name].wait_ready) for name in names))
 
     async def _stop(self) -> None:

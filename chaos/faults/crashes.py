@@ -20,7 +20,6 @@ LEDGER_STEPS = {
     "dead_letters_published": "dead letters are published, outcomes are not",
     "outcomes_published": "outcomes are published, published_offset has not moved",
     "acknowledged": "published_offset has moved",
-    "published_again": "a taken position's outcomes are published again, not acknowledged",
 }
 ISSUER_STEPS = {
     "sending": "requests are looked up, not sent",
@@ -33,12 +32,13 @@ DLQ_STEPS = {
 }
 ZOMBIE_STEPS = ("read", "fenced", "verdicts_written", "coupons_written", "committed")
 FROZEN_S = 9.0
-_ONCE = {"published_again", "acknowledged"}
-"""Reached a few times in a run only."""
+_SELDOM = {"acknowledged", "dead_letters_published"}
+"""Steps that are not reached with every batch."""
 
 
 def _garbage(world: World, over_s: float) -> asyncio.Task[None]:
-    garbage = [*make_garbage("hot-0", 1, 4), *make_garbage("hot-0", 0, 4)] * 2
+    garbage = [one for partition in range(4) for one in make_garbage("hot-0", partition, 4)] * 2
+    random.Random(0).shuffle(garbage)
     return asyncio.create_task(put_garbage(world.kafka_bootstrap, world.line, garbage, over_s))
 
 
@@ -51,6 +51,18 @@ def _dies(kind: str, count: int) -> Inject:
         await putting
 
     return inject
+
+
+async def _dies_publishing_again(world: World, rng: random.Random) -> None:
+    """Each ledger dies as it takes over what another one has left, before it has noted that it published that again."""
+    putting = _garbage(world, 6.0)
+    await world.at(rng.uniform(2.0, 3.0))
+    world.kill("ledger-0", "ledger-1")
+    for name in ("ledger-0", "ledger-1", "ledger-0"):
+        await world.launch(name, FIRSTCOME_FAILPOINT="ledger.published_again=kill@1")
+        await world.until_down(name)
+    await world.start_again("ledger-0", "ledger-1")
+    await putting
 
 
 def _wakes(name: str) -> Inject:
@@ -73,7 +85,7 @@ def _deaths(kind: str, steps: dict[str, str], count: int) -> list[Fault]:
     faults = []
     for step, what in steps.items():
         # Several die, at different times: the later one has taken over from the earlier one.
-        often = [1, 2] if step in _ONCE or kind == "dlq" else [20, 60]
+        often = [1, 3] if step in _SELDOM or kind == "dlq" else [20, 60]
         env = {}
         for number in range(count):
             env.update(_armed(f"{kind}-{number}", step, "kill", often[number]))
@@ -93,6 +105,11 @@ def _zombie(step: str) -> Fault:
 
 FAULTS = (
     *_deaths("ledger", LEDGER_STEPS, 2),
+    Fault(
+        "ledger-dies-published-again",
+        "kill -9 of ledgers when a taken position's outcomes are published again, not acknowledged",
+        _dies_publishing_again,
+    ),
     *(_zombie(step) for step in ZOMBIE_STEPS),
     *_deaths("issuer", ISSUER_STEPS, 2),
     *_deaths("dlq", DLQ_STEPS, 1),
