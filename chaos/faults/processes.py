@@ -40,9 +40,9 @@ async def _dlq_killed(world: World, rng: random.Random) -> None:
 
 
 async def _ledger_killed_for_good(world: World, rng: random.Random) -> None:
-    await world.at(rng.uniform(3.0, 4.0))
+    await world.at(rng.uniform(1.5, 2.5))
     world.kill("ledger-0")
-    await world.at(14.0)
+    await world.at(11.0)
 
 
 def _frozen(name: str) -> Inject:
@@ -100,7 +100,7 @@ FAULTS = (
         "ledger-killed-for-good",
         f"kill -9 of one of two ledgers: the other takes over, no partition stands still for {STANDSTILL_S_MAX:g} s",
         _ledger_killed_for_good,
-        Setup(rush_s=14.0),
+        Setup(rush_s=11.0),
         standstill_s_max=STANDSTILL_S_MAX,
     ),
     Fault("dlq-killed", "kill -9 of the dlq while dead letters come", _dlq_killed),

@@ -14,7 +14,7 @@ from chaos.world import Engines, World
 from stack import Link, Stack
 
 SEED = 1
-RUSH_S = 6.0
+RUSH_S = 4.0
 SHORT = ("ledger-killed-for-good", "ledger-zombie-coupons-written", "postgres-stopped", "broker-frozen")
 
 
