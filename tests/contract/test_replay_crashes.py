@@ -39,8 +39,7 @@ async def dlqs(stack: Stack, fresh: System, tmp_path: Path) -> AsyncIterator[dic
             FIRSTCOME_LISTEN=addresses[-1],
             FIRSTCOME_HEALTH_LISTEN=f"127.0.0.1:{health}",
             FIRSTCOME_METRICS_LISTEN=f"127.0.0.1:{free_port()}",
-            FIRSTCOME_RETRY_BACKOFF_BASE_MS="3600000",
-            FIRSTCOME_RETRY_BACKOFF_CAP_MS="3600000",
+            FIRSTCOME_RETRY_ATTEMPTS_MAX="1",
         )
         made.append(ServiceProcess("dlq", env, log_path=tmp_path / f"dlq-{number}.log", health_port=health))
     try:
@@ -82,7 +81,7 @@ async def test_another_dlq_takes_over_and_everything_is_done_once(
     async with fresh.ledger():
         await fresh.settled()
         await dead_letters_are_filed(fresh)
-        assert len(await fresh.fetch("UPDATE dead_letter SET state = 'PARKED', next_attempt_at = NULL RETURNING 1"))
+        await all_in_state(fresh, letters, "PARKED")
         expected = await outcomes_of_tables(fresh)
         async with Replays(next(iter(dlqs.values()))) as replays:
             job = await replays.create(
