@@ -445,3 +445,24 @@ async def test_topics_that_would_not_keep_the_outcomes_are_refused(
     for topic, faults in ((few, 1), (compacted, 2), (system.topics.outcomes, 1)):
         failure = await refused(replays.create(Job.REPUBLISH, target_topic=topic))
         assert (shape(failure), failure.fields) == (INVALID, ["replay_job.target_topic"] * faults)
+
+
+async def test_what_others_take_or_hold_meanwhile_is_not_done_twice_and_not_forgotten(fresh: System) -> None:
+    async with fresh.ledger(), fresh.dlq() as running, Replays(running.address) as replays:
+        first, second, third = await fresh.put(fresh.topics.line, HOME, *(world.garbage(number) for number in range(3)))
+        await all_in_state(fresh, [first, second, third], "PARKED")
+        held = await asyncpg.connect(fresh.dsn)
+        at = "WHERE ticket_partition = $1 AND ticket_offset = $2"
+        try:
+            async with held.transaction():
+                await held.execute(f"UPDATE dead_letter SET state = 'DISCARDED' {at}", *first)
+                await held.execute(f"SELECT 1 FROM dead_letter {at} FOR UPDATE", *second)
+                job = await replays.create(Job.REDRIVE, dead_letters=Filter())
+                await all_in_state(fresh, [third], "PARKED", failures=2)
+                assert (await replays.get(job.name)).done_count == 1
+            ended = await replays.ended(job.name)
+        finally:
+            await held.close()
+        assert (ended.matched_count, ended.done_count, ended.failed_count) == (3, 2, 1)
+        await all_in_state(fresh, [second], "PARKED", failures=2)
+        await all_in_state(fresh, [first], "DISCARDED")

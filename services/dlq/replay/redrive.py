@@ -64,6 +64,7 @@ class Redrive:
             await held.turn(size)
             after = await self._step(held, wanted, cursor, size)
             if after is None:
+                _settle_counts(held)
                 return
             cursor = after
             if cursor.looks:
@@ -106,6 +107,13 @@ class Redrive:
             held.checkpoint = after.text()
             await held.save(db)  # in the same transaction: what is noted as done is done, once
         return after
+
+
+def _settle_counts(held: HeldJob) -> None:
+    """What was there at first and was not taken has been changed by somebody else before its turn came."""
+    job = held.job
+    job.failed_count = max(job.matched_count - job.done_count, 0)
+    job.matched_count = job.done_count + job.failed_count
 
 
 def wanted_letters(held: HeldJob) -> LetterFilter:

@@ -64,6 +64,10 @@ class JobRunner:
                     log.warning("claiming_interrupted", error=str(error))
                     await pace.failed()
                     continue
+                except Exception:  # not foreseen: jobs wait, and the dlq's other work goes on
+                    log.exception("claiming_failed")
+                    await pace.failed()
+                    continue
                 if not more:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(stopping.wait(), timeout=CLAIM_TICK_S)
