@@ -23,6 +23,7 @@ from bench.lengths import FULL, TINY, Lengths
 from bench.results import Results
 from bench.session import Session, program
 from stack import Stack, StackError, free_port
+from stack.local import exit_on_termination
 from stack.locations import REPOSITORY
 from stack.ports import HOST
 
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lengths = _lengths(options)
     results = Results()
     began_s = time.monotonic()
+    exit_on_termination()
     try:
         uvloop.run(_run(lengths, options.only, results))
     except KeyboardInterrupt:

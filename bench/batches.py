@@ -72,6 +72,7 @@ async def _telemetry(session: Session) -> None:
                 pairs.append((each[0], each[1]))
         session.results.put(telemetry_batch_ratio=statistics.median(on / off for on, off in pairs))
         await session.check("telemetry", traced)
+        await session.check("telemetry_off", silent)
 
 
 async def _many_coupons(session: Session) -> None:

@@ -88,6 +88,6 @@ async def _rush(session: Session, system: System) -> Rush:
     single = Load(system.address, "coupons/rush", "single", rate_per_s=lengths.rush_unary_per_s, seconds=lengths.rush_s)
     async with Watch(system) as watch:
         told = await run_all([batches, single])
-        await watch.until_settled()
+        await watch.until_settled(told.good)
     session.expect("rush", told, REFUSED)
     return Rush(told, watch)

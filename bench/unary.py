@@ -58,16 +58,19 @@ async def scenario(session: Session) -> None:
                 if round_ >= 0:
                     told[name].append(one)
                 session.expect(f"unary {name}", one, *([REFUSED] if name in ("cached", "noop_refusing") else []))
-        await ours.until_settled()
         if usage is not None:
             last = told["unary"][-1].requests
             results.put(**{f"unary_cpu_us_{name}": us for name, us in usage.by_name_us(last).items()})
-        await session.check("unary", ours)
+        for name, system in (("unary", ours), ("unary_untraced", silent)):
+            await system.until_settled()
+            await session.check(name, system)
     per_s = {name: [one.per_s for one in each] for name, each in told.items()}
     for name, rates in per_s.items():
         results.put(**{f"{name}_per_s": statistics.median(rates)})
         results.put(**{f"{name}_closed_p50_ms": statistics.median(one.ms(50) for one in told[name])})
         results.put(**{f"{name}_closed_p99_ms": statistics.median(one.ms(99) for one in told[name])})
+        # Near 1 the caller is the limit, and the server could do more.
+        results.put(**{f"{name}_client_cores": statistics.median(one.cpu_s / lengths.slice_s for one in told[name])})
     results.put(
         unary_ratio=median_ratio(per_s["unary"], per_s["noop"]),
         unary_bare_ratio=median_ratio(per_s["unary"], per_s["noop_bare"]),
