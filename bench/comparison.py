@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.results import Results
-from bench.table import Figures, table
+from bench.table import Figures, section, table
 
 _FAULTS = {
     "api": "API, three times",
@@ -15,16 +15,29 @@ _FAULTS = {
 }
 
 
+_FAULTS_ARE = (
+    "A rush by schedule; everybody who gets no clear answer calls again with the same request_id. *Lost*: told yes "
+    "and no row. *Blocked*: without a row, not told that it is sold out, and refused as a duplicate when calling "
+    "anew in the end. *Unsold*: stock left although people were refused. *Silence*: the longest time without an "
+    "answer. The Redis system's scheduler stores one at a time here, which loses the least; its snapshot is from "
+    "before the rush."
+)
+
+
 def page(results: Results, heading: str) -> list[str]:
     """The paragraphs and tables."""
     figure = Figures(results.figures)
+    columns = ("", "Redis system", "firstcome", "measured: Redis system to firstcome")
     return [
-        f"{heading}# Beside the Redis system",
-        table(("", "Redis system", "firstcome", "measured: Redis system to firstcome"), _comparison(figure)),
-        table(("the same load on both", "Redis system", "firstcome", ""), _beside(figure)),
-        f"{heading}# kill -9 at the same moments",
-        _fault_text(results),
-        table(_FAULT_COLUMNS, _fault_rows(results.faults)),
+        *section(
+            f"{heading}# kill -9 at the same moments", _FAULTS_ARE, table(_FAULT_COLUMNS, _fault_rows(results.faults))
+        ),
+        *section(
+            f"{heading}# The same load on both",
+            "",
+            table(("", "Redis system", "firstcome", ""), _beside(figure)),
+        ),
+        *(section(f"{heading}# The two designs", "", table(columns, _comparison(figure))) if results.faults else []),
     ]
 
 
@@ -103,18 +116,6 @@ _FAULT_COLUMNS = (
     "killed", "system", "told yes", "stored", "of stock", "lost", "oversold", "twice", "unsold", "blocked",
     "unanswered", "silence, s",
 )  # fmt: skip
-
-
-def _fault_text(results: Results) -> str:
-    if not results.faults:
-        return ""
-    return (
-        "A rush by schedule; everybody who gets no clear answer calls again with the same request_id. *Lost*: told yes "
-        "and no row. *Blocked*: without a row, not told that it is sold out, and refused as a duplicate when calling "
-        "anew in the end. *Unsold*: stock left although people were refused. *Silence*: the longest time without an "
-        "answer. The Redis system's scheduler stores one at a time here, which loses the least; its snapshot is from "
-        "before the rush."
-    )
 
 
 def _fault_rows(faults: Iterable[Mapping[str, float | int | str]]) -> Iterable[Sequence[str]]:

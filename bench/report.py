@@ -12,7 +12,7 @@ import psutil
 
 from bench import comparison, plots
 from bench.results import PERCENTILES, Results
-from bench.table import Figures, table
+from bench.table import Figures, section, table
 
 BEGIN, END = "<!-- make bench ARGS=--update-docs: from here -->", "<!-- to here -->"
 SUMMARY = (
@@ -122,23 +122,37 @@ def _page(results: Results, heading: str = "#") -> str:
         "shared_buffers 1 GB and max_wal_size 8 GB. After each scenario of ours the checker looked at every record: "
         f"{_checked(results)}.",
         table(("what", "figure", "its limit in the same run", "ratio", "goal", ""), _goal_rows(figure)),
-        f"Slices of unary to no-op: {figure('unary_slices')}. Raw inserts: {figure('raw_insert_runs')} rows/s.",
-        f"{heading}# Latency",
-        "Milliseconds from the time at which a call was to leave by its schedule (Poisson), so that waiting for a slow "
-        f"answer counts. Saturation: {figure('saturation_per_s')} calls/s, of the Redis system "
-        f"{figure('baseline_saturation_per_s')}.",
-        table(("", *PERCENTILES), _latency_rows(figure)),
-        f"{heading}# CPU time",
-        "Microseconds of CPU a settled request, by process. On two cores a second issuer and ledger add no speed; what "
-        "a request costs with them tells what they would bring on cores of their own.",
-        table(("", "all servers", *_PROCESSES), _cpu_rows(figure)),
-        f"{heading}# A growing table",
-        table(("rows", "settled/s"), _growth_rows(results)),
+        *_runs(figure),
+        *section(
+            f"{heading}# Latency",
+            "Milliseconds from the time at which a call was to leave by its schedule (Poisson), so that waiting for a "
+            f"slow answer counts. Saturation: {figure('saturation_per_s')} calls/s, of the Redis system "
+            f"{figure('baseline_saturation_per_s')}.",
+            table(("", *PERCENTILES), _latency_rows(figure)),
+        ),
+        *section(
+            f"{heading}# CPU time",
+            "Microseconds of CPU a settled request, by process. On two cores a second issuer and ledger add no speed; "
+            "what a request costs with them tells what they would bring on cores of their own.",
+            table(("", "all servers", *_PROCESSES), _cpu_rows(figure)),
+        ),
+        *section(f"{heading}# A growing table", "", table(("rows", "settled/s"), _growth_rows(results))),
         *comparison.page(results, heading),
     ]
     if results.failures:
         parts += [f"{heading}# What went wrong", "\n".join(f"- {failure}" for failure in results.failures)]
     return "\n\n".join(part for part in parts if part)
+
+
+def _runs(figure: Figures) -> Iterable[str]:
+    """What stands behind single figures of the table."""
+    if figure.has("unary_slices"):
+        yield f"Unary to no-op, slice by slice: {figure('unary_slices')}."
+    if figure.has("raw_insert_runs"):
+        yield (
+            f"Raw inserts, rows/s: {figure('raw_insert_runs')}. A request of the backlog takes "
+            f"{figure('ledger_cpu_us')} µs of CPU in the ledger and {figure('ledger_postgres_cpu_us')} in PostgreSQL."
+        )
 
 
 def _checked(results: Results) -> str:

@@ -26,6 +26,11 @@ class Figures:
         return float(self._figures[key])
 
 
+def section(heading: str, text: str, rows: str) -> list[str]:
+    """Heading, text and table; nothing without rows."""
+    return [part for part in (heading, text, rows) if part] if rows else []
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Empty without rows."""
     listed = [f"| {' | '.join(row)} |" for row in rows]
