@@ -134,7 +134,11 @@ class World:
 
     @property
     def issuer_addresses(self) -> list[str]:
-        return [f"{HOST}:{self._ports[name][0]}" for name in self.setup.names if name.startswith("issuer")]
+        return self._addresses("issuer")
+
+    @property
+    def dlq_addresses(self) -> list[str]:
+        return self._addresses("dlq")
 
     async def __aenter__(self) -> World:
         if self.setup.clustered:
@@ -315,6 +319,9 @@ class World:
             self.findings.append(otherwise)
 
     # Inside
+
+    def _addresses(self, kind: str) -> list[str]:
+        return [f"{HOST}:{self._ports[name][0]}" for name in self.setup.names if name.startswith(kind)]
 
     def settings(self, name: str) -> dict[str, str]:
         """What a service is started with."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from chaos.fault import Fault
-from chaos.faults import brokers, callers, crashes, database, deadletters, links, logs, processes, surroundings
+from chaos.faults import brokers, callers, crashes, database, deadletters, links, logs, processes, replays, surroundings
 
 FAULTS: Mapping[str, Fault] = {
     fault.name: fault
@@ -16,6 +16,7 @@ FAULTS: Mapping[str, Fault] = {
         deadletters.FAULTS,
         callers.FAULTS,
         database.FAULTS,
+        replays.FAULTS,
         surroundings.FAULTS,
         logs.FAULTS,
         brokers.FAULTS,
