@@ -1,1 +1,1 @@
-"""Measurements, each beside its limit in the same run on the same machine."""
+"""Measurements of both systems under the same load, each figure beside its limit in the same run."""

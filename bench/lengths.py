@@ -25,7 +25,7 @@ class Lengths:
     redis_single_requests: int = 10_000
     """With a scheduler that stores one row at a time."""
     rush_s: float = 5.0
-    rush_batches_per_s: float = 120.0
+    rush_batches_per_s: float = 100.0
     rush_batch: int = 100
     rush_unary_per_s: float = 500.0
     rush_stock: int = 20_000
