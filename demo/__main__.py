@@ -28,10 +28,17 @@ from demo.rush import Answers
 from demo.show import ServiceEnded, System, show
 from demo.verdict import Verdict, unverified
 from stack import Services, Stack, StackError, leftovers
+from stack.otlp import TraceReceiver
 from stack.process import tail
 
 PARTITIONS = 4
 PLAIN_COLUMNS = 130
+# Only the trace that its caller asks for, and dead letters'.
+TRACING = {
+    "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+    "OTEL_TRACES_SAMPLER_ARG": "0",
+    "OTEL_BSP_SCHEDULE_DELAY": "200",
+}
 CAMPAIGNS = (
     ("early-bird", "Early bird, half price", 0.6),
     ("free-coffee", "A free coffee", 0.25),
@@ -66,14 +73,19 @@ def main() -> int:
 def _run(plan: Plan, log_dir: Path | None, answers_to: list[Answers]) -> Verdict:
     started_s = time.monotonic()
     _say("starting Kafka, PostgreSQL and the services (the first start downloads Kafka)")
-    with Stack.start() as stack, _folder() as folder:
+    with Stack.start() as stack, _folder() as folder, TraceReceiver() as traces:
         # Servers that are not ours may have seen an earlier demo.
         ours = not ({"FIRSTCOME_KAFKA_BOOTSTRAP", "FIRSTCOME_POSTGRES_DSN"} & os.environ.keys())
         run = "" if ours else f"demo-{secrets.token_hex(4)}"
         dsn = stack.create_database(run.replace("-", "_")) if run else stack.postgres_dsn
         prefix = f"{run}." if run else ""
         services = Services(
-            stack.kafka_bootstrap, dsn, log_dir=log_dir or Path(folder), partitions=PARTITIONS, topic_prefix=prefix
+            stack.kafka_bootstrap,
+            dsn,
+            log_dir=log_dir or Path(folder),
+            partitions=PARTITIONS,
+            topic_prefix=prefix,
+            env={**TRACING, "OTEL_EXPORTER_OTLP_ENDPOINT": traces.endpoint},
         )
 
         def ended() -> str | None:
@@ -86,7 +98,7 @@ def _run(plan: Plan, log_dir: Path | None, answers_to: list[Answers]) -> Verdict
 
         with services:
             _say(f"all of them answer after {time.monotonic() - started_s:.1f} s; the rush begins")
-            system = System(stack.kafka_bootstrap, dsn, services.issuer_address, PARTITIONS, prefix, ended)
+            system = System(stack.kafka_bootstrap, dsn, services.issuer_address, PARTITIONS, prefix, ended, traces)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 history = Path(folder) / "history.jsonl"
                 return runner.run(show(system, plan, history, answers_to, _stdout()))

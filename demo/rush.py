@@ -16,6 +16,7 @@ from coupon.v1 import coupon_pb2, coupon_pb2_grpc, issuer_pb2, issuer_pb2_grpc
 from checker import HistoryWriter
 from demo.answers import Answer, Failure, answer_of, answer_of_error
 from demo.plan import Arrival, Campaign
+from demo.trace import TracedCall
 
 CHANNELS = 4
 CALLS_IN_FLIGHT_MAX = 256
@@ -64,6 +65,7 @@ class Callers:
         self._history = history
         self._turn = 0
         self.answers = Answers()
+        self.traced = TracedCall()
 
     async def create(self, campaign: Campaign) -> coupon_pb2.Coupon:
         """Create the coupon; returns it as the ledger has it. Raises grpc.aio.AioRpcError."""
@@ -81,6 +83,7 @@ class Callers:
 
     async def rush(self, arrivals: tuple[Arrival, ...]) -> None:
         """Make every call at its time, or as soon after it as the bound allows; returns when all are answered."""
+        self.traced.choose(arrivals)
         in_flight = asyncio.Semaphore(CALLS_IN_FLIGHT_MAX)
         opened_s = time.monotonic()
         self.answers.started_ns = time.time_ns()
@@ -121,10 +124,18 @@ class Callers:
         issue, history = self._issue[self._turn], self._history
         call = history.invoke(arrival.coupon_id, arrival.user_id, arrival.request_id)
         answer: Answer | Failure
+        first = arrival.request_id == self.traced.request_id and not self.traced.start_ns  # who calls again is another
+        traced = self.traced if first else None
+        if traced is not None:
+            traced.start_ns = time.time_ns()
         try:
-            answer = answer_of(await issue(request, timeout=CALL_TIMEOUT_S))
+            metadata = traced.metadata if traced is not None else None
+            answer = answer_of(await issue(request, timeout=CALL_TIMEOUT_S, metadata=metadata))
         except grpc.aio.AioRpcError as error:
             answer = answer_of_error(error)
+        finally:
+            if traced is not None:
+                traced.end_ns = time.time_ns()
         if isinstance(answer, Failure):
             history.unknown(call, answer.reason)
         elif answer.state == "REJECTED":

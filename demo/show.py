@@ -18,7 +18,9 @@ from demo.plan import RUSH_DECAY_S, Plan
 from demo.rush import Answers, Callers, callers
 from demo.screen import Bar, Moment, RushScreen, print_refusals, print_sales, print_verdicts
 from demo.tables import Tables
+from demo.trace import is_whole, print_trace
 from demo.verdict import Verdict, judge
+from stack.otlp import TraceReceiver
 
 SCREEN_EVERY_S = 0.25
 SETTLE_TIMEOUT_S = 60.0
@@ -32,7 +34,8 @@ class ServiceEnded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Where the system is. `ended` names a service that has ended and the end of its log, or None."""
+    """Where the system is. `ended` names a service that has ended and the end of its log, or None; `traces` receives
+    what the services tell of themselves."""
 
     kafka: str
     postgres: str
@@ -40,6 +43,7 @@ class System:
     partitions: int
     topic_prefix: str
     ended: Callable[[], str | None]
+    traces: TraceReceiver
 
 
 async def show(system: System, plan: Plan, history_path: Path, answers_to: list[Answers], console: Console) -> Verdict:
@@ -95,6 +99,9 @@ async def _rush(system: System, plan: Plan, history_path: Path, answers_to: list
         _tell(console, people.answers, report)
         print_sales(console, await tables.sales(), people.answers.started_ns / 1e9)
         print_refusals(console, people.answers)
+        spans = system.traces.traces().get(people.traced.trace_id, [])
+        if is_whole(spans):
+            print_trace(console, people.traced, spans)
         print_verdicts(console, report)
         return judge(people.answers, report, grants_expected=plan.grants_expected, garbage_sent=len(garbage))
     finally:

@@ -1,8 +1,8 @@
 """Traces: one of a call, through the line, to the verdict, exported by OTLP when an endpoint is set.
 
-The decision comes first: for a call that is not sampled there is a trace id and nothing else, and the header tells
-everyone behind it. Spans of sampled ones are written down when they have ended. Names and attributes follow
-OpenTelemetry's conventions for rpc, messaging and databases. Without an endpoint the caller's header is only passed on.
+The decision comes first: for a call that is not sampled there is a trace id for its logs and nothing else. Spans of
+sampled ones are written down when they have ended. Names and attributes follow OpenTelemetry's conventions for rpc,
+messaging and databases. Without an endpoint the caller's header is only passed on.
 """
 
 from __future__ import annotations
@@ -132,9 +132,17 @@ def database(summary: str, batch: int) -> dict[str, str | int]:
 
 
 def traceparent(metadata: Metadata | None) -> bytes | None:
-    """The header for what a call causes: the span under way, or the caller's own passed on."""
-    context = current.get() or trace_context.from_metadata(metadata)
-    return None if context is None else trace_context.header(context)
+    """The header for what a call causes: the span under way, or the caller's own passed on.
+
+    None where nobody keeps the trace and no caller has begun it: a header of each record would cost the ledger a tenth.
+    """
+    context = current.get()
+    if context is not None and context.trace_flags & SAMPLED:
+        return trace_context.header(context)
+    parent = trace_context.from_metadata(metadata)
+    if parent is None:
+        return None
+    return trace_context.header(parent if context is None else context)
 
 
 # Calls
