@@ -99,8 +99,9 @@ bench-unary: $(VENV)/.ready ## of these, how fast unary IssueCoupon is
 	@$(BIN)/python -m bench --only unary $(ARGS)
 
 .PHONY: dashboards
-dashboards: $(VENV)/.ready ## write the Grafana dashboards of deploy/observability again
+dashboards: $(VENV)/.ready ## write what is generated of deploy/observability again: Grafana dashboards, PrometheusRule
 	@$(BIN)/python -m deploy.observability.dashboards
+	@$(BIN)/python -m deploy.observability.prometheusrule
 
 .PHONY: proto
 proto: $(VENV)/.ready ## generate the code beside the .proto files again

@@ -331,6 +331,18 @@ def test_topics_that_strimzi_makes_are_those_that_the_migrations_make(overlay: s
     assert {(spec["partitions"], spec["replicas"]) for spec in made.values()} == {(12, 3)}
 
 
+def test_rules_and_dashboards_are_those_of_the_code(overlay: str) -> None:
+    if overlay == "dev":
+        assert not of_kind(overlay, "PrometheusRule")
+        return
+    rules = ROOT / "deploy" / "observability" / "rules"
+    groups = [group for path in sorted(rules.glob("*.yaml")) for group in yaml.safe_load(path.read_text())["groups"]]
+    assert named(overlay, "PrometheusRule", "firstcome")["spec"]["groups"] == groups, "run make dashboards"
+    shown = named(overlay, "ConfigMap", "dashboards")["data"]
+    dashboards = (ROOT / "deploy" / "observability" / "dashboards").glob("*.json")
+    assert shown == {path.name: path.read_text() for path in dashboards}
+
+
 def test_the_token_for_trying_is_the_one_of_the_guide(overlay: str, tmp_path: Path) -> None:
     guide = (ROOT / "docs" / "deploy.md").read_text()
     (token,) = set(re.findall(r"\bfc_[A-Za-z0-9_-]{20,}", guide))
