@@ -120,6 +120,7 @@ async def _rush(fault: Fault, world: World, rng: random.Random, seen: _Seen) -> 
                 await asyncio.gather(rush, return_exceptions=True)
             await world.until_drained()
             await _look_up(people, rng)
+            world.look_for_the_dead()
     seen.findings += [f"{count} unanswered: {what}" for what, count in people.unanswered.most_common(5)]
     limits = Limits(
         healed_at_s=world.healed_at_s,

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 import grpc
@@ -258,16 +257,17 @@ class World:
     async def mend(self) -> None:
         """End the fault: engines, links and services work again. What has ended by itself is a finding."""
         await self.engines.mend()
-        down = []
-        for name, process in self.services.items():
-            if process.running:
-                process.kill(signal.SIGCONT)
-                continue
-            down.append(name)
-            if name not in self._killed:
-                self.findings.append(f"{name} ended by itself (status {process.returncode})")
-        await self.start_again(*down)
+        self.look_for_the_dead()
+        for process in self.services.values():
+            process.kill(signal.SIGCONT)
+        await self.start_again(*(name for name, process in self.services.items() if not process.running))
         self.healed_at_s = time.time()
+
+    def look_for_the_dead(self) -> None:
+        """A service that has ended though nobody killed it is a finding."""
+        for name, process in self.services.items():
+            if not process.running and name not in self._killed:
+                self.findings.append(f"{name} ended by itself (status {process.returncode})")
 
     # Kafka and PostgreSQL, past the services and the links
 
@@ -330,8 +330,7 @@ class World:
         if {name, kind} & setup.kafka_by_link:
             kafka = self.kafka_link.address
         if {name, kind} & setup.postgres_by_link:
-            parts = urlsplit(dsn)
-            dsn = parts._replace(netloc=f"{parts.username}@{self.postgres_link.address}").geturl()
+            dsn = self.postgres_link.dsn(dsn)
         main, health, metrics = self._ports[name]
         env = {
             "FIRSTCOME_KAFKA_BOOTSTRAP": kafka,

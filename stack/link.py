@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from types import TracebackType
 from typing import Final
+from urllib.parse import urlsplit
 
 from stack import ports
 
@@ -13,12 +14,12 @@ _CHUNK_BYTES: Final = 65_536
 
 
 class Link:
-    """Forwards TCP connections from `port` on 127.0.0.1 to a port there; an async context manager.
+    """Forwards TCP connections from `port` on 127.0.0.1 to a server; an async context manager.
 
     What is set here takes effect at once, for open connections too.
     """
 
-    def __init__(self, target_port: int, port: int | None = None) -> None:
+    def __init__(self, target_port: int, port: int | None = None, *, target_host: str = ports.HOST) -> None:
         """`port` of None: a free one."""
         self.port = port or ports.free_port()
         self.delay_s = 0.0
@@ -34,7 +35,10 @@ class Link:
         self.cuts_after_commit = 0
         """So many connections are cut when a COMMIT has gone through, before its answer comes back."""
         self.cut_count = 0
-        self._target_port = target_port
+        """How many connections were cut for a COMMIT."""
+        self.refused_count = 0
+        """How many connections were ended at once while it was down."""
+        self._target = target_host, target_port
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -43,6 +47,18 @@ class Link:
     def address(self) -> str:
         """host:port."""
         return f"{ports.HOST}:{self.port}"
+
+    @classmethod
+    def to_postgres(cls, dsn: str) -> Link:
+        """A way to the server of a DSN."""
+        parts = urlsplit(dsn)
+        return cls(parts.port or 5432, target_host=parts.hostname or ports.HOST)
+
+    def dsn(self, dsn: str) -> str:
+        """The DSN of a PostgreSQL server by this way."""
+        parts = urlsplit(dsn)
+        account = parts.netloc.rpartition("@")[0]
+        return parts._replace(netloc=f"{account}@{self.address}" if account else self.address).geturl()
 
     async def __aenter__(self) -> Link:
         self._server = await asyncio.start_server(self._take, ports.HOST, self.port)
@@ -63,6 +79,11 @@ class Link:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def go_down(self) -> None:
+        """End all connections, and take none until it is healed."""
+        self.down = True
+        self.cut()
+
     def heal(self) -> None:
         """Be an ordinary way again. What a silent link swallowed is lost, so its connections are cut."""
         if self.silent:
@@ -72,6 +93,7 @@ class Link:
 
     def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.down:
+            self.refused_count += 1
             writer.transport.abort()
             return
         task = asyncio.create_task(self._serve(reader, writer))
@@ -81,7 +103,7 @@ class Link:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = [writer]
         try:
-            far_reader, far_writer = await asyncio.open_connection(ports.HOST, self._target_port)
+            far_reader, far_writer = await asyncio.open_connection(*self._target)
             writers.append(far_writer)
             self._writers |= set(writers)
             await asyncio.gather(self._up(reader, far_writer, writer), self._down(far_reader, writer))

@@ -36,7 +36,7 @@ def _cut(which: str) -> Inject:
         for _ in range(CUTS):
             await asyncio.sleep(rng.uniform(0.5, 1.5))
             link.cut()
-        link.down = True
+        link.go_down()
         await asyncio.sleep(2.0)
         link.heal()
 

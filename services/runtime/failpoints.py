@@ -63,6 +63,11 @@ def arm(setting: str | None) -> None:
     _armed = _Armed(found[1], _SIGNALS[found[2]], int(found[3]))
 
 
+def armed() -> str | None:
+    """The name of the place, if there is one."""
+    return None if _armed is None else _armed.name
+
+
 def reach(name: str) -> None:
     """The process is at this place."""
     if _armed is not None and _armed.name == name:

@@ -57,6 +57,8 @@ def main(
     except (ConfigError, failpoints.BadFailpoint) as error:
         sys.exit(f"{service}: {error}")
     logs.configure(service, common(config).log_level)
+    if (armed := failpoints.armed()) is not None:
+        log.warning("failpoint_armed", name=armed)
     telemetry.configure(service, common(config).kafka_bootstrap, common(config).postgres_dsn)
     registry = instruments.registry_of(service, metrics.of(service))
     kafka_security.configure(common(config).kafka_tls)

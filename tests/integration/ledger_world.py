@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -384,82 +383,3 @@ class FusedProducer:
         if counted:
             self._fuse.step()
         return appended
-
-
-class Wire:
-    """A way to PostgreSQL that can be cut: before or after a COMMIT goes through, or altogether."""
-
-    def __init__(self, dsn: str) -> None:
-        parts = urlsplit(dsn)
-        self._parts = parts
-        self._target = parts.hostname or "", parts.port or 5432
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.down = False
-        self.cut_before_commit = 0
-        self.cut_after_commit = 0
-        self.cuts = 0
-        self.refused = 0
-
-    async def __aenter__(self) -> Wire:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        self.cut()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    @property
-    def dsn(self) -> str:
-        assert self._server is not None
-        port = self._server.sockets[0].getsockname()[1]
-        user = f"{self._parts.username}@" if self._parts.username else ""
-        return self._parts._replace(netloc=f"{user}127.0.0.1:{port}").geturl()
-
-    def cut(self) -> None:
-        for writer in list(self._writers):
-            writer.transport.abort()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        if self.down:
-            self.refused += 1
-            writer.transport.abort()
-            return
-        far_reader, far_writer = await asyncio.open_connection(*self._target)
-        self._writers |= {writer, far_writer}
-        with contextlib.suppress(OSError):
-            await asyncio.gather(self._up(reader, far_writer, writer), self._down(far_reader, writer))
-        for one in (writer, far_writer):
-            one.transport.abort()
-            self._writers.discard(one)
-
-    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, near: asyncio.StreamWriter) -> None:
-        while sent := await reader.read(65_536):
-            if b"COMMIT;" in sent and self.cut_before_commit > 0:
-                self.cut_before_commit -= 1
-                self.cuts += 1
-                break
-            if b"COMMIT;" in sent and self.cut_after_commit > 0:
-                self.cut_after_commit -= 1
-                self.cuts += 1
-                near.transport.abort()  # the answer never arrives
-                writer.write(sent)
-                writer.write_eof()
-                return
-            writer.write(sent)
-            await writer.drain()
-        near.transport.abort()
-        writer.transport.abort()
-
-    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while sent := await reader.read(65_536):
-            if not writer.transport.is_closing():
-                writer.write(sent)
-                await writer.drain()
-        writer.transport.abort()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 import grpc
 import pytest
 
 from services.runtime.kafka import Topics
-from stack import Stack, StackError
+from stack import Link, Stack, StackError
 from tests.contract.issuing import (
     Coupon,
     Failure,
@@ -29,47 +27,6 @@ from tests.contract.issuing import (
 )
 
 
-class Wire:
-    """Forwards connections to PostgreSQL until it is cut."""
-
-    def __init__(self, dsn: str) -> None:
-        self._to = urlsplit(dsn)
-        self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
-        self.port = 0
-
-    @property
-    def dsn(self) -> str:
-        account = self._to.netloc.rpartition("@")[0]
-        host = f"127.0.0.1:{self.port}"
-        return self._to._replace(netloc=f"{account}@{host}" if account else host).geturl()
-
-    async def join(self) -> None:
-        self._server = await asyncio.start_server(self._forward, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def cut(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        for writer in list(self._open):
-            writer.transport.abort()
-
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection(self._to.hostname, self._to.port)
-        self._open |= {writer, there_writer}
-        await asyncio.gather(self._pump(reader, there_writer), self._pump(there_reader, writer))
-        self._open -= {writer, there_writer}
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65_536):
-                writer.write(data)
-                await writer.drain()
-        with contextlib.suppress(OSError):
-            writer.close()
-
-
 @pytest.fixture
 async def fresh(stack: Stack, database: str, topics: Topics) -> AsyncIterator[System]:
     made = System(stack, database, topics)
@@ -79,43 +36,42 @@ async def fresh(stack: Stack, database: str, topics: Topics) -> AsyncIterator[Sy
 
 async def test_a_database_that_is_away(fresh: System) -> None:
     coupon_id, mine = new_id(), request_id()
-    wire = Wire(fresh.dsn)
-    await wire.join()
-    try:
-        async with fresh.ledger(), fresh.issuer(FIRSTCOME_POSTGRES_DSN=wire.dsn) as client:
-            await client.create(coupon_id)
-            await wire.cut()
-            before = await fresh.ends()
-            away = ("UNAVAILABLE", "DATABASE_UNAVAILABLE", {"RetryInfo"})
-            for call in (
-                client.issue(coupon_id, "ann", mine),
-                client.issue(coupon_id, "ann", mine, wait=True),
-                client.pause(coupon_id, mine),
-            ):
-                failure = await refused(call)
-                assert shape(failure) == away
-                assert failure.metadata == {"request_id": mine}
-            # The request_id is of the service's making: without it the change could not be repeated safely.
-            assert (await refused(client.pause(coupon_id))).metadata["request_id"]
-            for reading in (
-                client.coupon(coupon_id),
-                client.get(coupon_id, "ann"),
-                client.get(coupon_id, "ann", "0-0"),
-            ):
-                assert shape(await refused(reading)) == away
-            assert await fresh.ends() == before
-            await wire.join()
+    async with (
+        Link.to_postgres(fresh.dsn) as way,
+        fresh.ledger(),
+        fresh.issuer(FIRSTCOME_POSTGRES_DSN=way.dsn(fresh.dsn)) as client,
+    ):
+        await client.create(coupon_id)
+        way.go_down()
+        before = await fresh.ends()
+        away = ("UNAVAILABLE", "DATABASE_UNAVAILABLE", {"RetryInfo"})
+        for call in (
+            client.issue(coupon_id, "ann", mine),
+            client.issue(coupon_id, "ann", mine, wait=True),
+            client.pause(coupon_id, mine),
+        ):
+            failure = await refused(call)
+            assert shape(failure) == away
+            assert failure.metadata == {"request_id": mine}
+        # The request_id is of the service's making: without it the change could not be repeated safely.
+        assert (await refused(client.pause(coupon_id))).metadata["request_id"]
+        for reading in (
+            client.coupon(coupon_id),
+            client.get(coupon_id, "ann"),
+            client.get(coupon_id, "ann", "0-0"),
+        ):
+            assert shape(await refused(reading)) == away
+        assert await fresh.ends() == before
+        way.heal()
 
-            async def issued() -> bool:
-                try:
-                    return bool((await client.issue(coupon_id, "ann", mine, wait=True)).state == Issuance.ISSUED)
-                except grpc.aio.AioRpcError:
-                    return False
+        async def issued() -> bool:
+            try:
+                return bool((await client.issue(coupon_id, "ann", mine, wait=True)).state == Issuance.ISSUED)
+            except grpc.aio.AioRpcError:
+                return False
 
-            await eventually(issued)
-            assert (await client.coupon(coupon_id)).issued_count == 1
-    finally:
-        await wire.cut()
+        await eventually(issued)
+        assert (await client.coupon(coupon_id)).issued_count == 1
 
 
 async def test_a_log_that_is_away(fresh: System) -> None:
@@ -173,23 +129,21 @@ async def _resumed(client: Issuer, coupon_id: str) -> bool:
 
 async def test_a_waiting_call_whose_deadline_ends_while_the_database_is_away_is_told_its_place(fresh: System) -> None:
     coupon_id = new_id()
-    wire = Wire(fresh.dsn)
-    await wire.join()
-    try:
-        async with fresh.issuer(FIRSTCOME_POSTGRES_DSN=wire.dsn) as client:
-            async with fresh.ledger():
-                await client.create(coupon_id)
-            asked = asyncio.ensure_future(client.issue(coupon_id, "ann", wait=True, timeout=3.0))
+    async with (
+        Link.to_postgres(fresh.dsn) as way,
+        fresh.issuer(FIRSTCOME_POSTGRES_DSN=way.dsn(fresh.dsn)) as client,
+    ):
+        async with fresh.ledger():
+            await client.create(coupon_id)
+        asked = asyncio.ensure_future(client.issue(coupon_id, "ann", wait=True, timeout=3.0))
 
-            async def entered() -> bool:
-                return sum(await fresh.ends()) == 2
+        async def entered() -> bool:
+            return sum(await fresh.ends()) == 2
 
-            await eventually(entered)
-            await wire.cut()
-            answer = await asked
-            assert (answer.state, answer.position_in_line) == (Issuance.ACCEPTED, 0)
-    finally:
-        await wire.cut()
+        await eventually(entered)
+        way.go_down()
+        answer = await asked
+        assert (answer.state, answer.position_in_line) == (Issuance.ACCEPTED, 0)
 
 
 async def test_a_missing_row_of_progress_is_no_reason_to_fail(fresh: System) -> None:

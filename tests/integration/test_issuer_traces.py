@@ -15,7 +15,7 @@ from coupon.v1 import issuer_pb2
 
 from services.runtime.kafka import TRACEPARENT as HEADER
 from services.runtime.kafka import Message, Topics
-from stack import Services, Stack
+from stack import Link, Services, Stack
 from stack.otlp import Span, TraceReceiver
 from tests.contract.issuing import (
     TRACE,
@@ -30,7 +30,6 @@ from tests.contract.issuing import (
     refused,
     request_id,
 )
-from tests.integration.test_issuer_away import Wire
 
 CALLER_SPAN = TRACEPARENT.split("-")[2]
 ISSUE = "coupon.v1.IssuerService/IssueCoupon"
@@ -219,49 +218,47 @@ async def test_what_goes_wrong_in_a_call_is_logged_with_its_trace_and_a_dead_col
     coupon_id = new_id()
     receiver = TraceReceiver()
     receiver.start()
-    wire = Wire(fresh.dsn)
-    await wire.join()
-    services = services_of(fresh, wire.dsn, receiver, tmp_path, "issuer", "ledger")
-    await asyncio.to_thread(services.start)
-    try:
-        client = Client(services.issuer_address)
-        await client.create(coupon_id)
-        traced = (("traceparent", TRACEPARENT),)
-        answer = await client.issue(coupon_id, "ann", wait=True, metadata=traced)
-        offset = int(answer.ticket.split("-")[1])
+    async with Link.to_postgres(fresh.dsn) as way:
+        services = services_of(fresh, way.dsn(fresh.dsn), receiver, tmp_path, "issuer", "ledger")
+        await asyncio.to_thread(services.start)
+        try:
+            client = Client(services.issuer_address)
+            await client.create(coupon_id)
+            traced = (("traceparent", TRACEPARENT),)
+            answer = await client.issue(coupon_id, "ann", wait=True, metadata=traced)
+            offset = int(answer.ticket.split("-")[1])
 
-        async def arrived() -> Span | None:
-            spans = receiver.traces().get(TRACE, [])
-            return next((span for span in spans if span.name == f"send {fresh.topics.line}"), None)
+            async def arrived() -> Span | None:
+                spans = receiver.traces().get(TRACE, [])
+                return next((span for span in spans if span.name == f"send {fresh.topics.line}"), None)
 
-        sent = await eventually(arrived)
-        # The line and the outcome carry the sender's span.
-        expected = f"00-{TRACE}-{sent.span_id}-01".encode()
-        assert (await fresh.records(fresh.topics.line, home(coupon_id)))[offset].header(HEADER) == expected
-        outcomes = await fresh.records(fresh.topics.outcomes, home(coupon_id))
-        assert expected in [outcome.header(HEADER) for outcome in outcomes.values()]
+            sent = await eventually(arrived)
+            # The line and the outcome carry the sender's span.
+            expected = f"00-{TRACE}-{sent.span_id}-01".encode()
+            assert (await fresh.records(fresh.topics.line, home(coupon_id)))[offset].header(HEADER) == expected
+            outcomes = await fresh.records(fresh.topics.outcomes, home(coupon_id))
+            assert expected in [outcome.header(HEADER) for outcome in outcomes.values()]
 
-        receiver.stop()
-        assert (await client.issue(coupon_id, "bob", wait=True, metadata=traced)).state == Issuance.ISSUED
+            receiver.stop()
+            assert (await client.issue(coupon_id, "bob", wait=True, metadata=traced)).state == Issuance.ISSUED
 
-        await wire.cut()
-        other = TRACEPARENT.replace(TRACE, "1" * 32)
-        failure = await refused(client.issue(coupon_id, "cem", metadata=(("traceparent", other),)))
-        assert failure.reason == "DATABASE_UNAVAILABLE"
-        await client.channel.close()
+            way.go_down()
+            other = TRACEPARENT.replace(TRACE, "1" * 32)
+            failure = await refused(client.issue(coupon_id, "cem", metadata=(("traceparent", other),)))
+            assert failure.reason == "DATABASE_UNAVAILABLE"
+            await client.channel.close()
 
-        async def logged() -> list[Any]:
-            lines = (tmp_path / "issuer.log").read_text().splitlines()
-            said = [json.loads(line) for line in lines if line.startswith("{")]
-            return [one for one in said if one.get("event") == "issue_unavailable"]
+            async def logged() -> list[Any]:
+                lines = (tmp_path / "issuer.log").read_text().splitlines()
+                said = [json.loads(line) for line in lines if line.startswith("{")]
+                return [one for one in said if one.get("event") == "issue_unavailable"]
 
-        (line, *_) = await eventually(logged)
-        assert (line["trace_id"], line["service"], line["level"]) == ("1" * 32, "issuer", "warning")
-        assert line["span_id"]
-        await wire.join()
-    finally:
-        await asyncio.to_thread(services.stop)
-        await wire.cut()
-        receiver.stop()
+            (line, *_) = await eventually(logged)
+            assert (line["trace_id"], line["service"], line["level"]) == ("1" * 32, "issuer", "warning")
+            assert line["span_id"]
+            way.heal()
+        finally:
+            await asyncio.to_thread(services.stop)
+            receiver.stop()
     for name in ("issuer", "ledger"):
         assert services.processes[name].returncode == 0

@@ -17,7 +17,7 @@ from services.ledger.store import LedgerStore, ParkedRun
 from services.runtime import wire
 from services.runtime.kafka import Appended, DeliveryUnknown, Message, Record, RecordProducer, Topics
 from services.runtime.progress import Position, PositionLost
-from stack import Stack
+from stack import Link, Stack
 from tests.conftest import TEST_PARTITIONS
 from tests.integration.ledger_world import (
     COUPON,
@@ -26,7 +26,6 @@ from tests.integration.ledger_world import (
     Fuse,
     FusedProducer,
     FusedStore,
-    Wire,
     World,
     batches_of,
     change,
@@ -269,14 +268,14 @@ async def test_a_ledger_frozen_while_it_sends_rows_does_not_hold_the_partition(w
 # COMMIT
 
 
-@pytest.mark.parametrize("cut", ["cut_before_commit", "cut_after_commit"])
+@pytest.mark.parametrize("cut", ["cuts_before_commit", "cuts_after_commit"])
 async def test_an_unknown_commit_is_resolved_by_reading_the_position_again(world: World, cut: str) -> None:
-    async with Wire(world.dsn) as way:
+    async with Link.to_postgres(world.dsn) as way:
         setattr(way, cut, 2)
-        store = world.store_at(way.dsn)
+        store = world.store_at(way.dsn(world.dsn))
         await world.settle(create(2), issue("a"), garbage(), store=store)
         await world.settle(issue("b"), issue("c"), store=store)
-        assert way.cuts == 2
+        assert way.cut_count == 2
     assert await world.verdicts() == ["APPLIED", "ISSUED 1", "PARKED UNDECODABLE", "ISSUED 2", "SOLD_OUT"]
     assert await world.dead_letter_offsets() == [2]
     await world.audit()
@@ -286,21 +285,20 @@ async def test_an_unknown_commit_is_resolved_by_reading_the_position_again(world
 
 
 async def test_while_postgresql_is_away_nothing_is_parked_and_it_goes_on_by_itself(world: World) -> None:
-    async with Wire(world.dsn) as way:
-        ledger = world.ledger(store=world.store_at(way.dsn))
+    async with Link.to_postgres(world.dsn) as way:
+        ledger = world.ledger(store=world.store_at(way.dsn(world.dsn)))
         async with world.running(ledger):
             await world.put(create(3), issue("a"))
             await world.rest()
-            way.down = True
-            way.cut()
+            way.go_down()
             await world.put(issue("b"), issue("c"))
 
             async def refused() -> bool:
-                return way.refused >= 3
+                return way.refused_count >= 3
 
             await eventually(refused)
             assert (await world.progress())["next_offset"] == 2
-            way.down = False
+            way.heal()
             await world.rest()
         assert ledger.halted is None
     assert await world.verdicts() == ["APPLIED", "ISSUED 1", "ISSUED 2", "ISSUED 3"]
