@@ -62,7 +62,7 @@ _SELECT_DEAD_LETTERS = (
 
 
 class Tables:
-    """One connection. Between `snapshot()` calls, reads see one moment of the database."""
+    """One connection. From `snapshot()` until `live()`, reads see one moment of the database."""
 
     def __init__(self, connection: asyncpg.Connection[Any]) -> None:
         self._connection = connection
@@ -91,10 +91,15 @@ class Tables:
 
     async def snapshot(self) -> None:
         """From now on, see the database as it is now."""
-        if self._transaction is not None:
-            await self._transaction.rollback()
+        await self.live()
         self._transaction = self._connection.transaction(isolation="repeatable_read", readonly=True)
         await self._transaction.start()
+
+    async def live(self) -> None:
+        """From now on, see the database as it is at each read."""
+        transaction, self._transaction = self._transaction, None
+        if transaction is not None:
+            await transaction.rollback()
 
     async def progress(self) -> Sequence[Progress]:
         """The rows of `ledger_progress`."""

@@ -44,6 +44,7 @@ async def verify(
             rounds += 1
             findings = Findings()
             tell("waiting until the line is settled")
+            await tables.live()
             found = await _drain(bootstrap, names, tables, findings, drain_timeout_s)
             _check_beginnings(findings, names, found)
             await tables.snapshot()

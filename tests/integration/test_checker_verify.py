@@ -15,10 +15,12 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from checker import Check, Report, TopicError, verify
+from checker import audit as checker_audit
 from checker.records import ChangeRow, IssuedRow, Record
 from checker.topics import extents, read
 from services.runtime.kafka import Topics
 from stack import Stack
+from tests.integration import ledger_world
 from tests.unit.checker_world import World, coupon_at
 
 GARBAGE = ((b"x", b""), (b"x", None), (None, b"\xff"))
@@ -200,3 +202,29 @@ async def test_command_says_by_its_exit_status_whether_all_held(
     report = json.loads(done.stdout)
     assert report["held"] is (status == 0)
     assert report["counts"]["records"] == 23
+
+
+async def test_a_line_that_grows_while_it_is_compared_is_compared_again(
+    stack: Stack, database: str, topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by redrives, which come when nobody calls any more."""
+    system = ledger_world.World(stack, database, topics)
+    rounds = 0
+
+    async def audit(*arguments: Any) -> Report:
+        nonlocal rounds
+        rounds += 1
+        report = await checker_audit.audit(*arguments)
+        if rounds == 1:
+            await system.settle(ledger_world.issue("b"))
+        return report
+
+    try:
+        await system.settle(ledger_world.create(2), ledger_world.issue("a"))
+        # The package's own attribute of that name is the function.
+        monkeypatch.setattr(sys.modules["checker.verify"], "audit", audit)
+        report = await verify(stack.kafka_bootstrap, database, topic_prefix=topics.prefix, drain_timeout_s=2)
+    finally:
+        await system.close()
+    assert [str(finding) for finding in report.findings] == []
+    assert (rounds, report.counts.records, report.counts.issued) == (2, 3, 2)
