@@ -32,8 +32,8 @@ DLQ_STEPS = {
 }
 ZOMBIE_STEPS = ("read", "fenced", "verdicts_written", "coupons_written", "committed")
 FROZEN_S = 9.0
-_SELDOM = {"acknowledged", "dead_letters_published"}
-"""Steps that are not reached with every batch."""
+_SELDOM = {"ledger.acknowledged", "ledger.dead_letters_published"}
+"""Places that are not reached with every batch."""
 
 
 def _garbage(world: World, over_s: float) -> asyncio.Task[None]:
@@ -85,7 +85,7 @@ def _deaths(kind: str, steps: dict[str, str], count: int) -> list[Fault]:
     faults = []
     for step, what in steps.items():
         # Several die, at different times: the later one has taken over from the earlier one.
-        often = [1, 3] if step in _SELDOM or kind == "dlq" else [20, 60]
+        often = [1, 3] if kind == "dlq" or f"{kind}.{step}" in _SELDOM else [20, 60]
         env = {}
         for number in range(count):
             env.update(_armed(f"{kind}-{number}", step, "kill", often[number]))
