@@ -17,8 +17,8 @@ from bench.table import Figures, section, table
 BEGIN, END = "<!-- make bench ARGS=--update-docs: from here -->", "<!-- to here -->"
 SUMMARY = (
     "unary_ratio", "cached_ratio", "batch_settled_per_s", "ledger_ratio", "settled_p99_ms", "tail_s", "growth_ratio",
-    "rss_max_mb", "cpu_us_per_settled", "telemetry_ratio", "baseline_unary_ratio", "baseline_settled_ratio",
-    "baseline_single_settled_ratio",
+    "rss_max_mb", "cpu_us_per_settled", "telemetry_ratio", "baseline_unary_ratio", "baseline_batched_settled_ratio",
+    "baseline_settled_ratio",
 )  # fmt: skip
 
 
