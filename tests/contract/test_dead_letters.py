@@ -191,7 +191,7 @@ BAD_REQUESTS: list[tuple[str, Any, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("method", "asked", "fields"), BAD_REQUESTS, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(("method", "asked", "fields"), BAD_REQUESTS, ids=range(len(BAD_REQUESTS)))
 async def test_every_bad_field_is_named_at_once(dlq: DeadLetters, method: str, asked: Any, fields: set[str]) -> None:
     failure = await refused(getattr(dlq.stub, method)(asked, timeout=DEADLINE_S))
     assert shape(failure) == INVALID
@@ -223,7 +223,7 @@ BAD_CORRECTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("value", "ce_type", "field", "why"), BAD_CORRECTIONS, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(("value", "ce_type", "field", "why"), BAD_CORRECTIONS, ids=range(len(BAD_CORRECTIONS)))
 async def test_a_correction_that_would_be_parked_again_is_refused(
     dlq: DeadLetters, value: bytes, ce_type: str, field: str, why: str
 ) -> None:
