@@ -27,6 +27,9 @@ ROOT = Path(__file__).parents[2]
 PEOPLE = 3_000
 STOCK = 300
 SIDE_BY_SIDE_S = 1.5
+LATE_CALLS = 200
+LATE_S = 15.0
+"""How much later the last calls come, so that a slow machine has its upgrade in the middle of the rush, too."""
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,8 @@ async def test_the_last_release_and_this_one_serve_a_rush_together(
     stack: Stack, empty_database: str, empty_topic_prefix: str, last_release: Path, tmp_path: Path
 ) -> None:
     plan = make_plan(4711, (Campaign("up-a", "A", STOCK, 0.6), Campaign("up-b", "B", STOCK, 0.4)), PEOPLE)
+    early, late = plan.arrivals[:-LATE_CALLS], plan.arrivals[-LATE_CALLS:]
+    plan = replace(plan, arrivals=(*early, *(replace(call, at_s=call.at_s + LATE_S) for call in late)))
     where = stack.kafka_bootstrap, empty_database
     old = Services(
         *where, log_dir=tmp_path / "old", partitions=TEST_PARTITIONS, topic_prefix=empty_topic_prefix, root=last_release
