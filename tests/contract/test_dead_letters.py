@@ -291,7 +291,9 @@ async def test_a_retried_one_that_fails_again_is_parked_again(system: System, dl
     assert letter.HasField("next_attempt_time")
     letter = await dlq.becomes(ticket, DeadLetter.PARKED)
     assert letter.attempt_count == 2
-    assert [done.action for done in letter.actions] == ["FAILED", "PARKED", "RETRYING", "REDRIVEN", "FAILED", "PARKED"]
+    *before, redriven, failed, last = [done.action for done in letter.actions]
+    assert (before, last) == (["FAILED", "PARKED", "RETRYING"], "PARKED")
+    assert {redriven, failed} == {"REDRIVEN", "FAILED"}  # it may fail before its publication is noted
     assert [done.comment for done in letter.actions if done.caller == "local"] == ["perhaps"]
     assert letter.last_failed_time.ToMicroseconds() > letter.first_failed_time.ToMicroseconds()
 

@@ -31,17 +31,17 @@ with Stack.start() as stack:
 """
 
 HEALTHY = """
-import os, signal, sys, threading
+import os, signal, sys
 from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 server = grpc.server(ThreadPoolExecutor(2))
 health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
 server.add_insecure_port(os.environ["FIRSTCOME_HEALTH_LISTEN"])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit() if "DEAF" not in os.environ else print("not yet", flush=True))
 server.start()
-end = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: end.set() if "DEAF" not in os.environ else print("not yet", flush=True))
-end.wait()
+while True:
+    signal.pause()
 """
 
 
