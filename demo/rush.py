@@ -21,7 +21,8 @@ from demo.trace import TracedCall
 CHANNELS = 4
 CALLS_IN_FLIGHT_MAX = 256
 CALL_TIMEOUT_S = 20.0
-TRIES_MAX = 20
+PATIENCE_S = 60.0
+"""How long a caller calls again, as after an issuer that has to start."""
 RETRY_DELAY_S_MAX = 2.0
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
 
@@ -105,13 +106,13 @@ class Callers:
 
     async def _until_answered(self, arrival: Arrival) -> Answer | Failure:
         """Call, and call again with the same request_id as long as the answer leaves open what became of it."""
-        for tries in range(1, TRIES_MAX + 1):
+        until_s = time.monotonic() + PATIENCE_S
+        while True:
             answer = await self._call(arrival)
-            if isinstance(answer, Answer) or not answer.uncertain or tries == TRIES_MAX:
-                break
+            if isinstance(answer, Answer) or not answer.uncertain or time.monotonic() > until_s:
+                return answer
             self.answers.tried_again[answer.reason] += 1
             await asyncio.sleep(min(answer.retry_after_s, RETRY_DELAY_S_MAX))
-        return answer
 
     async def _call(self, arrival: Arrival) -> Answer | Failure:
         request = issuer_pb2.IssueCouponRequest(
