@@ -210,15 +210,17 @@ class PartitionLedger(PartitionWorker):
             batch_traces.sent(self._topics.dlq, self._partition, [record for record, _ in parked], began_ns)
             dlq_offset = appended[-1].offset + 1
             failpoints.reach("ledger.dead_letters_published")
-        outcomes = []
+        outcomes, traced = [], []
         for count, (record, outcome) in enumerate(zip(records, told, strict=True), start=1):
             traceparent = record.header(TRACEPARENT)
+            if traceparent:
+                traced.append(record)
             outcomes.append(wire.outcome_message(self._topics.line, self._partition, outcome, traceparent))
             if count % STEP_RECORDS == 0:
                 await asyncio.sleep(0)
         began_ns = time.time_ns()
         await self._producer.append(self._topics.outcomes, self._partition, outcomes)
-        batch_traces.sent(self._topics.outcomes, self._partition, records, began_ns)
+        batch_traces.sent(self._topics.outcomes, self._partition, traced, began_ns)
         failpoints.reach("ledger.outcomes_published")
         # Now, not before: a crash must find again the dead letters of what it publishes again, and of what is to come.
         if not self._known:
