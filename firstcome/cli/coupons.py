@@ -11,7 +11,7 @@ import typer
 from firstcome.cli.arguments import CouponArgument, LimitOption, RequestIdOption, moment
 from firstcome.cli.session import Exit, Session, command
 from firstcome.coupons import UNCHANGED
-from firstcome.values import Coupon, CouponState
+from firstcome.values import CouponState
 
 LIMIT_DEFAULT = 1_000
 app = typer.Typer(help="Create, look at and change coupons.", no_args_is_help=True)
@@ -57,19 +57,8 @@ async def ls(
     limit: LimitOption = LIMIT_DEFAULT,
 ) -> Exit:
     """List coupons by id."""
-    shown: list[Coupon] = []
-    more = False
-    async for one in session.client.coupons.list(state=state, page_size=min(limit + 1, 1_000)):
-        if len(shown) == limit:
-            more = True
-            break
-        shown.append(one)
-        if session.out.as_json:
-            session.out.coupon(one)
-    if not session.out.as_json:
-        session.out.coupons(shown)
-    if more:
-        session.out.note(f"There are more than these {limit:,}; --limit shows more.")
+    found = session.client.coupons.list(state=state, page_size=min(limit + 1, 1_000))
+    await session.out.listing(found, limit, session.out.coupon, session.out.coupons)
     return Exit.OK
 
 

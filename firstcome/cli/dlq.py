@@ -66,22 +66,10 @@ async def ls(
 ) -> Exit:
     """List dead letters by ticket; --after and --before concern the last failure."""
     chosen = wanted(state, reason, coupon, user, after, before)
-    shown: list[DeadLetter] = []
-    more = False
-    async for one in session.client.dead_letters.list(chosen, page_size=min(limit + 1, 1_000)):
-        if len(shown) == limit:
-            more = True
-            break
-        shown.append(one)
-        if session.out.as_json:
-            fields = asdict(one)
-            for left_out in ("key", "value", "headers", "actions"):
-                del fields[left_out]
-            session.out.json_line(fields)
-    if not session.out.as_json:
-        _list(session.out, shown)
-    if more:
-        session.out.note(f"There are more than these {limit:,}; --limit shows more.")
+    found = session.client.dead_letters.list(chosen, page_size=min(limit + 1, 1_000))
+    await session.out.listing(
+        found, limit, lambda letter: _line(session.out, letter), lambda letters: _list(session.out, letters)
+    )
     return Exit.OK
 
 
@@ -169,6 +157,13 @@ async def _each(
     if not session.out.as_json:
         _list(session.out, done)
     return status
+
+
+def _line(out: Output, letter: DeadLetter) -> None:
+    fields = asdict(letter)
+    for left_out in ("key", "value", "headers", "actions"):
+        del fields[left_out]
+    out.json_line(fields)
 
 
 def _list(out: Output, letters: Sequence[DeadLetter]) -> None:

@@ -59,19 +59,8 @@ async def ls(
     """List grants: of a coupon by sequence, of a user by coupon."""
     if coupon is None and user is None:
         raise typer.BadParameter("name a coupon, or a user by --user")
-    shown: list[Issuance] = []
-    more = False
-    async for one in session.client.list_issuances(coupon, user, page_size=min(limit + 1, 1_000)):
-        if len(shown) == limit:
-            more = True
-            break
-        shown.append(one)
-        if session.out.as_json:
-            session.out.issuance(one)
-    if not session.out.as_json:
-        session.out.issuances(shown)
-    if more:
-        session.out.note(f"There are more than these {limit:,}; --limit shows more.")
+    found = session.client.list_issuances(coupon, user, page_size=min(limit + 1, 1_000))
+    await session.out.listing(found, limit, session.out.issuance, session.out.issuances)
     return Exit.OK
 
 

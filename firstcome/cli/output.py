@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -43,6 +43,8 @@ _STYLES: Mapping[StrEnum, str] = {
     ReplayState.CANCELLED: "yellow",
 }
 
+T = TypeVar("T")
+
 
 class Output:
     """Where a command's results go. Texts of the server's are never read as markup."""
@@ -51,6 +53,24 @@ class Output:
         self.as_json = as_json
         self.console = _console(stderr=False)
         self._errors = _console(stderr=True)
+
+    async def listing(
+        self, items: AsyncIterator[T], limit: int, line: Callable[[T], None], table: Callable[[Sequence[T]], None]
+    ) -> None:
+        """At most `limit` items: a `line` for each as it comes for a program, a `table` of them for a person."""
+        shown: list[T] = []
+        more = False
+        async for one in items:
+            if len(shown) == limit:
+                more = True
+                break
+            shown.append(one)
+            if self.as_json:
+                line(one)
+        if not self.as_json:
+            table(shown)
+        if more:
+            self.note(f"There are more than these {limit:,}; --limit shows more.")
 
     def coupon(self, coupon: Coupon) -> None:
         if self.as_json:

@@ -123,19 +123,10 @@ async def republish(
 @command(app, "ls", of_dlq=True)
 async def ls(session: Session, limit: LimitOption = LIMIT_DEFAULT) -> Exit:
     """List jobs."""
-    shown: list[ReplayJob] = []
-    more = False
-    async for one in session.client.replays.list(page_size=min(limit + 1, 1_000)):
-        if len(shown) == limit:
-            more = True
-            break
-        shown.append(one)
-        if session.out.as_json:
-            session.out.json_line(asdict(one))
-    if not session.out.as_json:
-        _list(session.out, shown)
-    if more:
-        session.out.note(f"There are more than these {limit:,}; --limit shows more.")
+    found = session.client.replays.list(page_size=min(limit + 1, 1_000))
+    await session.out.listing(
+        found, limit, lambda job: session.out.json_line(asdict(job)), lambda jobs: _list(session.out, jobs)
+    )
     return Exit.OK
 
 
