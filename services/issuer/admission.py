@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.domain.decide import refusal
 from services.domain.model import Coupon, CouponId, Reason, RequestId, Ticket
@@ -29,9 +31,11 @@ WINDOW_TOLERANCE_US = 1_000_000
 """The broker's clock decides; only when this far outside the window does ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What the tables say of one request. `behind`: they are older than outcomes that were seen."""
+class Known(NamedTuple):
+    """What the tables say of one request. `behind`: they are older than outcomes that were seen.
+
+    One look-up's requests without a grant share one of these a coupon.
+    """
 
     granted: Granted | None
     coupon: Coupon | None
@@ -70,30 +74,35 @@ class Admission:
 
     async def _look_up(self, keys: Sequence[Key]) -> Sequence[Known]:
         now_s = time.monotonic()
+        asked = Counter(coupon_id for coupon_id, _ in keys)
+        self.hot.asked(asked)
         # Kept apart: what is told of a coupon while the query runs ends its state in the cache.
-        fresh = {coupon_id: cached.coupon for coupon_id, _ in keys if (cached := self._fresh(coupon_id, now_s))}
-        stale = {coupon_id for coupon_id, _ in keys if coupon_id not in fresh}
-        self.hot.asked(coupon_id for coupon_id, _ in keys)
+        fresh = {coupon_id: cached.coupon for coupon_id in asked if (cached := self._fresh(coupon_id, now_s))}
+        stale = [coupon_id for coupon_id in asked if coupon_id not in fresh]
         # Before the query: what is settled while it runs must not make its answer look old.
         seen = self._tail.seen()
         # With the progress each time, also for fresh states: who has won is looked up in these very tables.
-        granted, progress = await self._store.look_up(keys, list(stale))
+        granted, progress = await self._store.look_up(keys, stale)
         for partition, next_offset in progress.next_offsets.items():
             self._tail.settled(partition, next_offset)
         behind = {p for p, offset in seen.items() if progress.next_offsets.get(p, 0) <= offset}
         for coupon in progress.coupons.values():
             if coupon.partition not in behind:
                 self._offer(_Cached(coupon, progress.next_offsets[coupon.partition] - 1, now_s))
-        known = []
-        for key in keys:
-            coupon_id = key[0]
+        newcomers: dict[CouponId, Known] = {}
+        for coupon_id in asked:
             # Found in this very look-up or kept: an expired state is not used.
             cached = self._cache.get(coupon_id)
             found = cached.coupon if cached is not None and now_s - cached.read_at_s <= LIFETIME_S else None
             if found is None:
                 found = progress.coupons.get(coupon_id) or fresh.get(coupon_id)
             partition = found.partition if found is not None else self.home(coupon_id)
-            known.append(Known(granted.get(key), found, partition, partition in behind))
+            newcomers[coupon_id] = Known(None, found, partition, partition in behind)
+        known = [newcomers[coupon_id] for coupon_id, _ in keys]
+        if granted:
+            for place, key in enumerate(keys):
+                if (grant := granted.get(key)) is not None:
+                    known[place] = known[place]._replace(granted=grant)
         return known
 
     def _fresh(self, coupon_id: CouponId, now_s: float) -> _Cached | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from services.domain.model import CouponId
 from services.runtime import metrics
@@ -19,8 +19,8 @@ class HotCoupons:
     def __init__(self) -> None:
         self._heat: Counter[CouponId] = Counter()
 
-    def asked(self, coupon_ids: Iterable[CouponId]) -> None:
-        self._heat.update(coupon_ids)
+    def asked(self, counts: Mapping[CouponId, int]) -> None:
+        self._heat.update(counts)
 
     def cool(self) -> None:
         """Once a second."""

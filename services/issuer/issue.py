@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from coupon.v1 import events_pb2, issuer_pb2
 
-from services.domain.model import Reason, Ticket
+from services.domain.model import CouponId, Reason, Ticket
 from services.issuer import answers
 from services.issuer.admission import Admission, Known, refusal_now
+from services.issuer.answers import Accepted
 from services.issuer.line import Line
 from services.issuer.outcomes import OutcomesTail, Waiter, WaitKey
 from services.issuer.store import ChangeRow, Granted, IssuerStore, Verdict
@@ -32,7 +33,7 @@ VERDICTS_WAITING_MAX = 100_000
 ANSWER_MARGIN_S = 0.2
 """How long before the caller's deadline a waiting call answers ACCEPTED."""
 
-Answer = issuer_pb2.Issuance | Refusal
+Answer = Accepted | issuer_pb2.Issuance | Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +88,20 @@ class IssuePath:
         by_partition: dict[int, list[_Place]] = defaultdict(list)
         now_us = time.time_ns() // 1000
         waiting: list[_Place] = []
+        open_coupons: set[CouponId] = set()
         try:
             for index, (call, found) in enumerate(zip(calls, known, strict=True)):
                 try:
-                    answers_[index] = self._known_answer(call, found, now_us)
-                    if answers_[index] is None:
-                        place = _Place(index, call, self._register(call))
-                        by_partition[found.partition].append(place)
-                        if place.waiter is not None:
-                            waiting.append(place)
+                    # Who has nothing of a coupon is let through, or not, together with all others who have not.
+                    if found.granted is not None or call.coupon_id not in open_coupons:
+                        answer = answers_[index] = self._known_answer(call, found, now_us)
+                        if answer is not None:
+                            continue
+                        open_coupons.add(call.coupon_id)
+                    place = _Place(index, call, self._register(call))
+                    by_partition[found.partition].append(place)
+                    if place.waiter is not None:
+                        waiting.append(place)
                 except Refusal as refusal:
                     answers_[index] = refusal
             sending = [self._take_places(*item, caller, answers_) for item in by_partition.items()]
@@ -135,16 +141,16 @@ class IssuePath:
             with telemetry.send(self._line.topic, partition, first.coupon_id, len(places)) as sending:
                 traceparent = telemetry.traceparent(caller.traceparent)
                 ce_time = wire.rfc3339(time.time_ns() // 1_000_000 * 1_000)
-                messages = [_message(place.call, ce_time, traceparent) for place in places]
+                messages = _messages([place.call for place in places], ce_time, traceparent)
                 appended: Sequence[Appended] = await self._line.append(partition, messages)
                 sending.attributes["messaging.kafka.offset"] = appended[0].offset
         except (KafkaAway, QueueFull) as error:
             for place in places:
                 answers_[place.index] = _away(error, place.call)
             return
-        for place, where in zip(places, appended, strict=True):
-            place.ticket = Ticket(partition, where.offset)
-            place.accept_us = where.timestamp_ms * 1000
+        for place, (offset, timestamp_ms) in zip(places, appended, strict=True):
+            place.ticket = Ticket(partition, offset)
+            place.accept_us = timestamp_ms * 1000
             if place.waiter is not None:
                 place.waiter.bind(place.ticket)
             else:
@@ -164,7 +170,7 @@ class IssuePath:
         except Refusal as refusal:
             answers_[place.index] = refusal
 
-    async def _verdict_in_tables(self, place: _Place) -> issuer_pb2.Issuance:
+    async def _verdict_in_tables(self, place: _Place) -> Accepted | issuer_pb2.Issuance:
         """On timeout, one look into the tables; without a verdict there the request is in the line."""
         call = place.call
         if place.ticket is None:
@@ -184,25 +190,29 @@ class IssuePath:
             return answers.granted(grant)
         raise answers.refusal(row.reason, call.coupon_id, call.user_id, call.request_id, place.ticket)
 
-    def _accepted(self, place: _Place) -> issuer_pb2.Issuance:
-        call = place.call
-        if place.ticket is None:
+    def _accepted(self, place: _Place) -> Accepted:
+        coupon_id, user_id, request_id, _ = call = place.call
+        ticket = place.ticket
+        if ticket is None:
             raise _away(KafkaAway("no place in the line"), call)
-        ahead = self._tail.unsettled(place.ticket.partition, place.ticket.offset)
-        return answers.accepted(call.coupon_id, call.user_id, call.request_id, place.ticket, place.accept_us, ahead)
+        ahead = self._tail.unsettled(*ticket)
+        return Accepted(coupon_id, user_id, request_id, ticket, place.accept_us, ahead)
 
 
 def _key(call: IssueCall) -> WaitKey:
     return call.coupon_id, call.user_id, call.request_id
 
 
-def _message(call: IssueCall, ce_time: bytes, traceparent: bytes | None) -> Message:
-    event = events_pb2.CouponIssueRequestedEvent(
-        coupon_id=call.coupon_id, user_id=call.user_id, request_id=call.request_id
-    )
-    ce_id = f"{call.coupon_id}/{call.user_id}/{call.request_id}"
-    headers = wire.request_headers(wire.ISSUE_REQUESTED, ce_id, ce_time, traceparent)
-    return Message(call.coupon_id.encode(), event.SerializeToString(), headers)
+def _messages(calls: Sequence[IssueCall], ce_time: bytes, traceparent: bytes | None) -> list[Message]:
+    event = events_pb2.CouponIssueRequestedEvent()  # one for all: to make one costs more than to fill it
+    messages = []
+    for coupon_id, user_id, request_id, _ in calls:
+        event.coupon_id, event.user_id, event.request_id = coupon_id, user_id, request_id
+        headers = wire.request_headers(
+            wire.ISSUE_REQUESTED, f"{coupon_id}/{user_id}/{request_id}", ce_time, traceparent
+        )
+        messages.append(Message(coupon_id.encode(), event.SerializeToString(), headers))
+    return messages
 
 
 def _behind(call: IssueCall) -> Refusal:

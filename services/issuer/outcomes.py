@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coupon.v1 import events_pb2
@@ -26,6 +26,7 @@ NO_USER = UserId("")
 """The user of a change's waiter."""
 
 _OFFSET_DIGITS_MAX = 19
+CE_ID = "ce_id"
 
 Event = events_pb2.CouponIssuedEvent | events_pb2.CouponRejectedEvent | events_pb2.CouponChangedEvent
 WaitKey = tuple[CouponId, UserId, RequestId]
@@ -190,14 +191,11 @@ class OutcomesTail:
 
     def _read(self, partition: int, records: Sequence[Record]) -> None:
         self._last[partition] = records[-1]
-        highest = max((_line_offset(record) for record in records), default=-1)
+        highest, changes = _scan(records)
         self._seen[partition] = max(highest, self._seen.get(partition, -1))
         self.settled(partition, highest + 1)
-        for record in records:
-            # In a rush almost no one waits for almost all outcomes: those are not even parsed.
-            changed = record.header(CE_TYPE) == b"coupon.v1.CouponChangedEvent"
-            if not changed and not self._waiters:
-                continue
+        # In a rush almost no one waits for almost all outcomes: those are not even parsed.
+        for record in records if self._waiters else changes:
             try:
                 self._tell(record)
             except (DecodeError, ValueError) as error:
@@ -222,17 +220,32 @@ class OutcomesTail:
             waiter.tell(told)
 
 
+_CHANGED = wire.CHANGED.encode()
 _EVENTS: Mapping[bytes, type[Event]] = {
     wire.ISSUED.encode(): events_pb2.CouponIssuedEvent,
     wire.REJECTED.encode(): events_pb2.CouponRejectedEvent,
-    wire.CHANGED.encode(): events_pb2.CouponChangedEvent,
+    _CHANGED: events_pb2.CouponChangedEvent,
 }
 
 
-def _line_offset(record: Record) -> int:
-    """The offset in the line of the record that was settled, from `ce_id`."""
-    _, _, digits = (record.header("ce_id") or b"").rpartition(b"/")
-    return int(digits) if digits.isdigit() and len(digits) <= _OFFSET_DIGITS_MAX else -1
+def _scan(records: Iterable[Record]) -> tuple[int, list[Record]]:
+    """The highest offset in the line of what they settled, from `ce_id`, and those that tell of a change."""
+    highest = -1
+    changes = []
+    for record in records:
+        ce_type = ce_id = None
+        for name, value in record.headers:
+            if name == CE_ID:
+                ce_id = ce_id or value
+            elif name == CE_TYPE:
+                ce_type = ce_type or value
+        if ce_id is not None:
+            digits = ce_id.rpartition(b"/")[2]
+            if digits.isdigit() and len(digits) <= _OFFSET_DIGITS_MAX:
+                highest = max(highest, int(digits))
+        if ce_type == _CHANGED:
+            changes.append(record)
+    return highest, changes
 
 
 def _parse(record: Record) -> Told | None:

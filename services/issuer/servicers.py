@@ -10,6 +10,7 @@ from typing import Any
 from coupon.v1 import coupon_pb2, coupon_pb2_grpc, events_pb2, issuer_pb2, issuer_pb2_grpc
 
 from services.issuer import validation
+from services.issuer.answers import Accepted
 from services.issuer.changes import ChangePath
 from services.issuer.issue import Answer, Caller, IssuePath
 from services.issuer.outcomes import OutcomesTail
@@ -35,29 +36,20 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
         if isinstance(answer, Refusal):
             raise answer
         _count([answer])
-        return answer
+        return answer.message() if isinstance(answer, Accepted) else answer
 
     async def BatchIssueCoupons(  # noqa: N802
         self, request: issuer_pb2.BatchIssueCouponsRequest, context: Any
     ) -> issuer_pb2.BatchIssueCouponsResponse:
-        requests = validation.batch(request)
-        results: list[issuer_pb2.IssueResult | None] = [None] * len(requests)
-        calls: list[validation.IssueCall] = []
-        places: list[int] = []
-        answers: list[Answer] = []
-        for index, one in enumerate(requests):
-            try:
-                calls.append(validation.issue_call(one))
-                places.append(index)
-            except Refusal as refusal:
-                results[index] = _result(refusal)
-                answers.append(refusal)
-        if calls:
-            for index, answer in zip(places, await self._path.issue(calls, _caller(context)), strict=True):
-                results[index] = _result(answer)
-                answers.append(answer)
+        checked = [_checked(one) for one in validation.batch(request)]
+        calls = [one for one in checked if isinstance(one, validation.IssueCall)]
+        issued = iter(await self._path.issue(calls, _caller(context)) if calls else ())
+        answers = [one if isinstance(one, Refusal) else next(issued) for one in checked]
         _count(answers)
-        return issuer_pb2.BatchIssueCouponsResponse(results=[result for result in results if result is not None])
+        response = issuer_pb2.BatchIssueCouponsResponse()
+        for answer in answers:
+            _write(answer, response.results.add())
+        return response
 
     async def GetIssuance(self, request: issuer_pb2.GetIssuanceRequest, context: Any) -> issuer_pb2.Issuance:  # noqa: N802
         return await self._reading.issuance(*validation.issuance(request.name, request.ticket))
@@ -132,14 +124,29 @@ def _caller(context: Any) -> Caller:
     return Caller(context.invocation_metadata(), deadline_s)
 
 
+def _checked(request: issuer_pb2.IssueCouponRequest) -> validation.IssueCall | Refusal:
+    try:
+        return validation.issue_call(request)
+    except Refusal as refusal:
+        return refusal
+
+
 def _count(answers: Sequence[Answer]) -> None:
     """Those of a call that is answered; whole calls that end with an error are counted where that is made."""
-    told = Counter(answer.reason if isinstance(answer, Refusal) else answer.state for answer in answers)
-    for answer, number in told.items():
-        metrics.ANSWERS.add(number, answer if isinstance(answer, str) else _State.Name(answer))
+    for name, number in Counter(map(_name, answers)).items():
+        metrics.ANSWERS.add(number, name)
 
 
-def _result(answer: Answer) -> issuer_pb2.IssueResult:
-    if isinstance(answer, Refusal):
-        return issuer_pb2.IssueResult(error=answer.status())
-    return issuer_pb2.IssueResult(issuance=answer)
+def _name(answer: Answer) -> str:
+    if isinstance(answer, Accepted):
+        return "ACCEPTED"
+    return answer.reason if isinstance(answer, Refusal) else _State.Name(answer.state)
+
+
+def _write(answer: Answer, result: issuer_pb2.IssueResult) -> None:
+    if isinstance(answer, Accepted):
+        answer.write(result.issuance)
+    elif isinstance(answer, Refusal):
+        result.error.CopyFrom(answer.status())
+    else:
+        result.issuance.CopyFrom(answer)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from coupon.v1 import coupon_pb2, events_pb2, issuer_pb2
 
@@ -17,17 +19,18 @@ from services.domain.model import (
     Ticket,
     UserId,
     is_id,
+    is_request_id,
     printable,
 )
-from services.runtime.fields import ID_RULE, Fields
+from services.runtime.fields import ID_RULE, Fields, new_request_id
 
 BATCH_REQUESTS_MAX = 1_000
+_COUPON_NAME_LENGTH_MAX = len("coupons/") + ID_LENGTH_MAX
 _SEQUENCE_DIGITS_MAX = 18
 _Change = events_pb2.CouponChangeRequestedEvent
 
 
-@dataclass(frozen=True, slots=True)
-class IssueCall:
+class IssueCall(NamedTuple):
     """A checked IssueCouponRequest."""
 
     coupon_id: CouponId
@@ -62,15 +65,22 @@ class _Fields(Fields):
 
 def issue_call(request: issuer_pb2.IssueCouponRequest) -> IssueCall:
     """Raises Refusal."""
-    fields = _Fields()
-    call = IssueCall(
-        fields.coupon_name("coupon", request.coupon),
-        UserId(fields.identifier("user_id", request.user_id)),
-        fields.request_id(request.request_id),
-        request.wait,
-    )
-    fields.finish(call.request_id)
-    return call
+    name, user_id, request_id = request.coupon, request.user_id, request.request_id or new_request_id()
+    coupon_id = _coupon_id(name) if len(name) <= _COUPON_NAME_LENGTH_MAX else None
+    if coupon_id is None or not is_id(user_id) or not is_request_id(request_id):
+        fields = _Fields()
+        coupon_id = fields.coupon_name("coupon", name)
+        fields.identifier("user_id", user_id)
+        fields.request_id(request_id)
+        fields.finish(request_id)
+    return IssueCall(coupon_id, UserId(user_id), RequestId(request_id), request.wait)
+
+
+@lru_cache(maxsize=4_096)
+def _coupon_id(name: str) -> CouponId | None:
+    """The id in a coupon's name, None for what is none; cached, for a rush is about a few coupons."""
+    collection, _, coupon_id = name.partition("/")
+    return CouponId(coupon_id) if collection == "coupons" and is_id(coupon_id) else None
 
 
 def batch(request: issuer_pb2.BatchIssueCouponsRequest) -> Sequence[issuer_pb2.IssueCouponRequest]:

@@ -29,6 +29,11 @@ _SECONDS_MIN = -62_135_596_800
 _SECONDS_MAX = 253_402_300_799
 
 
+def new_request_id() -> RequestId:
+    """For a caller who gave none."""
+    return RequestId(str(uuid.uuid4()))
+
+
 class Fields:
     """Collects violations; `finish` raises them all."""
 
@@ -53,7 +58,7 @@ class Fields:
     def request_id(self, text: str) -> RequestId:
         """The caller's, or a new one for none."""
         if not text:
-            return RequestId(str(uuid.uuid4()))
+            return new_request_id()
         if not is_request_id(text):
             self.bad("request_id", "must be a UUID, as in 123e4567-e89b-12d3-a456-426614174000")
         return RequestId(text)

@@ -53,6 +53,27 @@ def test_a_bad_request_id_is_told_in_a_form_fit_for_a_header() -> None:
     assert told.isprintable() or "\ufffd" in told
 
 
+@pytest.mark.parametrize(
+    "name", ["coupons/x", "coupons/a b", "x", "/x", "coupons/", "coupons/x/y", "coupons/" + "x" * 129]
+)
+def test_a_coupons_name_is_judged_alike_in_requests_of_all_kinds(name: str) -> None:
+    """That of an IssueCoupon is remembered."""
+
+    def issue() -> str:
+        return validation.issue_call(issuer_pb2.IssueCouponRequest(coupon=name, user_id="ann")).coupon_id
+
+    def get() -> str:
+        return validation.coupon_name(name)
+
+    told: set[str] = set()
+    for checked in (issue, get, issue):
+        try:
+            told.add(checked())
+        except Refusal as refusal:
+            told.add(refusal.violations[0].description)
+    assert len(told) == 1
+
+
 def test_an_odd_mask_makes_no_answer_that_is_too_large_for_headers() -> None:
     request = coupon_pb2.UpdateCouponRequest(coupon=Coupon(name="coupons/x"))
     request.update_mask.paths.extend(["\U0001f39f" * 1_000] * 100)
