@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from coupon.v1 import coupon_pb2, events_pb2, issuer_pb2
 
 from services.domain.decide import state_at
@@ -45,33 +43,25 @@ def issuance(coupon_id: CouponId, user_id: UserId, request_id: str, ticket: Tick
     )
 
 
-class Accepted(NamedTuple):
-    """A request in the line, `position` unsettled requests behind the next to be settled; not yet written down."""
-
-    coupon_id: CouponId
-    user_id: UserId
-    request_id: str
-    ticket: Ticket
-    accept_us: int
-    position: int
-
-    def write(self, answer: _Issuance) -> None:
-        """Into an empty message: of a batch's, each where it stays, for a copy costs as much again."""
-        coupon_id, user_id, answer.request_id, (partition, offset), accept_us, answer.position_in_line = self
-        coupon = f"coupons/{coupon_id}"
-        answer.name = f"{coupon}/issuances/{user_id}"
-        answer.coupon = coupon
-        answer.user_id = user_id
-        answer.ticket = f"{partition}-{offset}"
-        answer.state = _Issuance.ACCEPTED
-        if accept_us > 0:
-            seconds, micros = divmod(accept_us, 1_000_000)
-            answer.accept_time.seconds, answer.accept_time.nanos = seconds, micros * 1_000
-
-    def message(self) -> _Issuance:
-        answer = _Issuance()
-        self.write(answer)
-        return answer
+def accepted(
+    answer: _Issuance, coupon_id: str, user_id: str, request_id: str, ticket: str, accept_us: int, position: int
+) -> _Issuance:
+    """In the line, `position` unsettled requests behind the next to be settled. Written into `answer`, which is empty:
+    those of a batch where they stay, for a copy costs as much again."""
+    coupon = f"coupons/{coupon_id}"
+    answer.name = f"{coupon}/issuances/{user_id}"
+    answer.coupon = coupon
+    answer.user_id = user_id
+    answer.request_id = request_id
+    answer.ticket = ticket
+    answer.state = _Issuance.ACCEPTED
+    answer.position_in_line = position
+    if accept_us > 0:
+        seconds, micros = divmod(accept_us, 1_000_000)
+        time = answer.accept_time
+        time.seconds = seconds
+        time.nanos = micros * 1_000
+    return answer
 
 
 def granted(row: Granted) -> _Issuance:

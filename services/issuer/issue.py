@@ -13,7 +13,6 @@ from coupon.v1 import events_pb2, issuer_pb2
 from services.domain.model import CouponId, Reason, Ticket
 from services.issuer import answers
 from services.issuer.admission import Admission, Known, refusal_now
-from services.issuer.answers import Accepted
 from services.issuer.line import Line
 from services.issuer.outcomes import OutcomesTail, Waiter, WaitKey
 from services.issuer.store import ChangeRow, Granted, IssuerStore, Verdict
@@ -33,8 +32,6 @@ VERDICTS_WAITING_MAX = 100_000
 ANSWER_MARGIN_S = 0.2
 """How long before the caller's deadline a waiting call answers ACCEPTED."""
 
-Answer = Accepted | issuer_pb2.Issuance | Refusal
-
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -51,14 +48,32 @@ class Caller:
 
 
 @dataclass(slots=True)
-class _Place:
-    """One request on its way: where its answer goes, and who waits for its verdict."""
+class Place:
+    """One request on its way into the line, and once it is there, the answer to whoever does not wait for the verdict.
+
+    `ahead`: how many of the line, before it, are unsettled. The waiter, if there is one, waits for the verdict.
+    """
 
     index: int
     call: IssueCall
     waiter: Waiter | None
-    ticket: Ticket | None = None
+    partition: int
+    offset: int = -1
     accept_us: int = 0
+    ahead: int = 0
+
+    @property
+    def ticket(self) -> Ticket:
+        return Ticket(self.partition, self.offset)
+
+    def write(self, answer: issuer_pb2.Issuance) -> issuer_pb2.Issuance:
+        """ACCEPTED, into that empty message."""
+        coupon_id, user_id, request_id, _ = self.call
+        ticket = f"{self.partition}-{self.offset}"
+        return answers.accepted(answer, coupon_id, user_id, request_id, ticket, self.accept_us, self.ahead)
+
+
+Answer = Place | issuer_pb2.Issuance | Refusal
 
 
 class IssuePath:
@@ -85,9 +100,9 @@ class IssuePath:
                 known = await self._admission.look_up([(call.coupon_id, call.user_id) for call in calls])
         except (DatabaseAway, QueueFull) as error:
             return [_away(error, call) for call in calls]
-        by_partition: dict[int, list[_Place]] = defaultdict(list)
+        by_partition: dict[int, list[Place]] = defaultdict(list)
         now_us = time.time_ns() // 1000
-        waiting: list[_Place] = []
+        waiting: list[Place] = []
         open_coupons: set[CouponId] = set()
         try:
             for index, (call, found) in enumerate(zip(calls, known, strict=True)):
@@ -98,7 +113,7 @@ class IssuePath:
                         if answer is not None:
                             continue
                         open_coupons.add(call.coupon_id)
-                    place = _Place(index, call, self._register(call))
+                    place = Place(index, call, self._register(call), found.partition)
                     by_partition[found.partition].append(place)
                     if place.waiter is not None:
                         waiting.append(place)
@@ -134,7 +149,7 @@ class IssuePath:
         return self._tail.register(_key(call)) if call.wait else None
 
     async def _take_places(
-        self, partition: int, places: Sequence[_Place], caller: Caller, answers_: list[Answer | None]
+        self, partition: int, places: Sequence[Place], caller: Caller, answers_: list[Answer | None]
     ) -> None:
         first = places[0].call
         try:
@@ -148,16 +163,18 @@ class IssuePath:
             for place in places:
                 answers_[place.index] = _away(error, place.call)
             return
+        settled = self._tail.settled_offset(partition)
         for place, (offset, timestamp_ms) in zip(places, appended, strict=True):
-            place.ticket = Ticket(partition, offset)
+            place.offset = offset
             place.accept_us = timestamp_ms * 1000
-            if place.waiter is not None:
-                place.waiter.bind(place.ticket)
+            place.ahead = max(0, offset - settled)
+            if place.waiter is None:
+                answers_[place.index] = place
             else:
-                answers_[place.index] = self._accepted(place)
+                place.waiter.bind(place.ticket)
 
-    async def _await_verdict(self, place: _Place, caller: Caller, answers_: list[Answer | None]) -> None:
-        if place.waiter is None or place.ticket is None:
+    async def _await_verdict(self, place: Place, caller: Caller, answers_: list[Answer | None]) -> None:
+        if place.waiter is None or place.offset < 0:
             return
         try:
             with telemetry.step("wait for the verdict"):
@@ -170,19 +187,17 @@ class IssuePath:
         except Refusal as refusal:
             answers_[place.index] = refusal
 
-    async def _verdict_in_tables(self, place: _Place) -> Accepted | issuer_pb2.Issuance:
+    async def _verdict_in_tables(self, place: Place) -> Place | issuer_pb2.Issuance:
         """On timeout, one look into the tables; without a verdict there the request is in the line."""
         call = place.call
-        if place.ticket is None:
-            raise _away(KafkaAway("no place in the line"), call)
         try:
             (row,) = await self._verdicts.submit([place.ticket])
         except (DatabaseAway, QueueFull):
-            return self._accepted(place)
+            return self._still_in_line(place)
         if isinstance(row, Granted):
             return answers.granted(row)
         if row is None or isinstance(row, ChangeRow):
-            return self._accepted(place)
+            return self._still_in_line(place)
         if row.reason is Reason.PARKED:
             return answers.refused(call.coupon_id, call.user_id, row, row.reason)
         grant = await self._store.grant((call.coupon_id, call.user_id)) if row.reason is Reason.REPEATED else None
@@ -190,13 +205,9 @@ class IssuePath:
             return answers.granted(grant)
         raise answers.refusal(row.reason, call.coupon_id, call.user_id, call.request_id, place.ticket)
 
-    def _accepted(self, place: _Place) -> Accepted:
-        coupon_id, user_id, request_id, _ = call = place.call
-        ticket = place.ticket
-        if ticket is None:
-            raise _away(KafkaAway("no place in the line"), call)
-        ahead = self._tail.unsettled(*ticket)
-        return Accepted(coupon_id, user_id, request_id, ticket, place.accept_us, ahead)
+    def _still_in_line(self, place: Place) -> Place:
+        place.ahead = self._tail.unsettled(place.partition, place.offset)
+        return place
 
 
 def _key(call: IssueCall) -> WaitKey:

@@ -17,7 +17,6 @@ from services.domain.model import (
 )
 from services.issuer import answers
 from services.issuer.admission import Admission
-from services.issuer.answers import Accepted
 from services.issuer.line import Line
 from services.issuer.outcomes import OutcomesTail
 from services.issuer.store import ChangeRow, Granted, IssuerStore, Progress, Refused
@@ -143,7 +142,8 @@ class Reading:
         if isinstance(record, ChangeRequest) or (record.coupon_id, record.user_id) != (coupon_id, user_id):
             raise _another()
         ahead = ticket.offset - next_offset
-        return Accepted(coupon_id, user_id, record.request_id or "", ticket, record.time_us, ahead).message()
+        answer = issuer_pb2.Issuance()
+        return answers.accepted(answer, coupon_id, user_id, record.request_id or "", str(ticket), record.time_us, ahead)
 
 
 def _must_be_current(progress: Progress, partition: int, seen: Mapping[int, int]) -> None:

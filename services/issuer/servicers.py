@@ -10,9 +10,8 @@ from typing import Any
 from coupon.v1 import coupon_pb2, coupon_pb2_grpc, events_pb2, issuer_pb2, issuer_pb2_grpc
 
 from services.issuer import validation
-from services.issuer.answers import Accepted
 from services.issuer.changes import ChangePath
-from services.issuer.issue import Answer, Caller, IssuePath
+from services.issuer.issue import Answer, Caller, IssuePath, Place
 from services.issuer.outcomes import OutcomesTail
 from services.issuer.reading import Reading
 from services.issuer.watching import watch
@@ -36,7 +35,7 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
         if isinstance(answer, Refusal):
             raise answer
         _count([answer])
-        return answer.message() if isinstance(answer, Accepted) else answer
+        return answer.write(issuer_pb2.Issuance()) if isinstance(answer, Place) else answer
 
     async def BatchIssueCoupons(  # noqa: N802
         self, request: issuer_pb2.BatchIssueCouponsRequest, context: Any
@@ -138,13 +137,13 @@ def _count(answers: Sequence[Answer]) -> None:
 
 
 def _name(answer: Answer) -> str:
-    if isinstance(answer, Accepted):
+    if isinstance(answer, Place):
         return "ACCEPTED"
     return answer.reason if isinstance(answer, Refusal) else _State.Name(answer.state)
 
 
 def _write(answer: Answer, result: issuer_pb2.IssueResult) -> None:
-    if isinstance(answer, Accepted):
+    if isinstance(answer, Place):
         answer.write(result.issuance)
     elif isinstance(answer, Refusal):
         result.error.CopyFrom(answer.status())

@@ -82,7 +82,7 @@ class IssuerStore:
         """Who of these has the coupon; and these coupons with the ledger's progress, which is no later than that."""
         async with connection(self._engine) as db:
             progress = _progress(await db.fetch(_COUPONS, self._topic, coupon_ids))
-            rows = await db.fetch(_GRANTS, [user for _, user in keys], [coupon for coupon, _ in keys])
+            rows = await db.fetch(_GRANTS, _listed(user for _, user in keys), _listed(coupon for coupon, _ in keys))
         return {(row["coupon_id"], row["user_id"]): _granted(row) for row in rows}, progress
 
     async def progress(self, coupon_ids: Sequence[CouponId] = ()) -> Progress:
@@ -145,6 +145,11 @@ class IssuerStore:
         return found
 
 
+def _listed(ids: Iterable[str]) -> str:
+    """Ids as one text for SQL to take apart: the driver looks at each item of an array five times as long."""
+    return ",".join(ids)  # which no id has in it
+
+
 def _progress(rows: Iterable[Any]) -> Progress:
     next_offsets: dict[int, int] = {}
     coupons: dict[CouponId, Coupon] = {}
@@ -189,7 +194,7 @@ SELECT p.partition, p.next_offset, c.*
 FROM ledger_progress p LEFT JOIN coupon c ON c.topic_partition = p.partition AND c.coupon_id = ANY($2::text[])
 WHERE p.topic = $1"""
 _GRANTS = """
-SELECT g.* FROM unnest($1::text[], $2::text[]) AS asked (user_id, coupon_id)
+SELECT g.* FROM unnest(string_to_array($1, ','), string_to_array($2, ',')) AS asked (user_id, coupon_id)
 JOIN user_coupon g USING (user_id, coupon_id)"""
 _GRANTS_OF_COUPON = """
 SELECT * FROM user_coupon WHERE coupon_id = $1 AND sequence > $2 AND ($3::text IS NULL OR user_id = $3)

@@ -11,9 +11,8 @@ from coupon.v1 import events_pb2, issuer_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.domain.model import Coupon, CouponId, Grant, RequestId, Switch, Ticket, UserId
-from services.issuer import outcomes, servicers
+from services.issuer import answers, outcomes, servicers
 from services.issuer.admission import WINDOW_TOLERANCE_US, Admission, Known
-from services.issuer.answers import Accepted
 from services.issuer.issue import Answer, Caller, IssuePath
 from services.issuer.line import Line
 from services.issuer.outcomes import OutcomesTail
@@ -159,7 +158,7 @@ async def test_a_record_of_the_line_is_that_of_its_request_alone(line: Ends, pat
     [(0, None), (-1_000, None), (1_700_000_000_123_000, Timestamp(seconds=1_700_000_000, nanos=123_000_000))],
 )
 def test_an_accepted_request_as_the_contract_has_it(accept_us: int, time: Timestamp | None) -> None:
-    answer = Accepted(CouponId("c"), UserId("ann"), MINE, Ticket(1, 17), accept_us, 4).message()
+    answer = answers.accepted(issuer_pb2.Issuance(), "c", "ann", MINE, "1-17", accept_us, 4)
     assert answer == issuer_pb2.Issuance(
         name="coupons/c/issuances/ann",
         coupon="coupons/c",
