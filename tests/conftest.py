@@ -16,7 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from migrations.database import upgrade
 from migrations.topics import ensure_topics
 from services.runtime.kafka import Topics
-from stack import Stack, free_port
+from stack import Link, Stack, free_port
 
 TEST_PARTITIONS = 4
 
@@ -94,6 +94,15 @@ async def topics(stack: Stack, empty_topic_prefix: str) -> Topics:
         deadline=time.monotonic() + _PATIENCE_S,
     )
     return names
+
+
+@pytest.fixture
+async def link(stack: Stack) -> AsyncIterator[Link]:
+    """The session's way to its broker that can go bad."""
+    kafka = stack.kafka
+    assert kafka.detour_target_port is not None
+    async with Link(kafka.detour_target_port, kafka.detour_port) as way:
+        yield way
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from services.ledger import tally
 from services.ledger.store import DeadLetterRun, LedgerStore, ParkedRun
 from services.runtime import batch_traces, failpoints, metrics, wire
 from services.runtime.instruments import Gauge
-from services.runtime.kafka import TRACEPARENT, KafkaAway, PartitionReader, Record, RecordProducer, Topics
+from services.runtime.kafka import KafkaAway, PartitionReader, Record, RecordProducer, Topics
 from services.runtime.partitions import PartitionWorker
 from services.runtime.postgres import BooksWrong, DatabaseRefused
 from services.runtime.progress import Halted, NotTheLog, Position, check_log, poll_behind
@@ -210,16 +210,15 @@ class PartitionLedger(PartitionWorker):
             batch_traces.sent(self._topics.dlq, self._partition, [record for record, _ in parked], began_ns)
             dlq_offset = appended[-1].offset + 1
             failpoints.reach("ledger.dead_letters_published")
-        outcomes, traced = [], []
-        for count, (record, outcome) in enumerate(zip(records, told, strict=True), start=1):
-            traceparent = record.header(TRACEPARENT)
-            if traceparent:
-                traced.append(record)
-            outcomes.append(wire.outcome_message(self._topics.line, self._partition, outcome, traceparent))
-            if count % STEP_RECORDS == 0:
-                await asyncio.sleep(0)
+        traceparents = batch_traces.traceparents(records)
+        # Made while they are sent: the broker has the first of them before the last is there.
+        outcomes = (
+            wire.outcome_message(self._topics.line, self._partition, outcome, traceparents.get(record.offset))
+            for record, outcome in zip(records, told, strict=True)
+        )
         began_ns = time.time_ns()
         await self._producer.append(self._topics.outcomes, self._partition, outcomes)
+        traced = [record for record in records if record.offset in traceparents]
         batch_traces.sent(self._topics.outcomes, self._partition, traced, began_ns)
         failpoints.reach("ledger.outcomes_published")
         # Now, not before: a crash must find again the dead letters of what it publishes again, and of what is to come.

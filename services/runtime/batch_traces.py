@@ -86,16 +86,24 @@ def trace_id(headers: Headers) -> str | None:
     return None if context is None else f"{context.trace_id:032x}"
 
 
+def traceparents(records: Iterable[Record]) -> dict[int, bytes]:
+    """The trace of each record that names one, by its offset."""
+    return {record.offset: value for record in _naming(records) if (value := record.header(HEADER))}
+
+
 def sampled(records: Iterable[Record]) -> list[Sampled]:
     """Those whose trace is kept, with the span that sent them."""
     found: list[Sampled] = []
-    for record in records:
-        headers = record.headers
-        # It is the last one where an issuer wrote it, and this is done for every record.
-        value = headers[-1][1] if headers and headers[-1][0] == HEADER else record.header(HEADER)
+    for record in _naming(records):
+        value = record.header(HEADER)
         if is_sampled(value) and (context := parse(value)) is not None:
             found.append((record, context))
     return found
+
+
+def _naming(records: Iterable[Record]) -> Iterable[Record]:
+    """Those that name a trace: one cheap look, for most do not, and it is done for every record."""
+    return {record.offset: record for record in records for name, _ in record.headers if name == HEADER}.values()
 
 
 def _write(

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.partitioner import murmur2
 
 from services.runtime import kafka_security, metrics
-from services.runtime.lenient import fetch_leniently
-from services.runtime.log import Seldom, get_logger
+from services.runtime.fetching import EARLIEST, FETCH_WAIT_MS, LATEST, Fetched, PartitionLog
+from services.runtime.log import get_logger
 
 log = get_logger(__name__)
-seldom_log = Seldom(__name__)
 
 CE_TYPE = "ce_type"
 TRACEPARENT = "traceparent"
@@ -46,7 +47,6 @@ DLQ_ALLOWANCE_BYTES = 65_536
 BATCH_BYTES_MAX = 512 * 1024
 STEP_MESSAGES = 250
 """How many messages are put into batches, half a millisecond, before other tasks get their turn."""
-FETCH_BYTES_MAX = 4 * 1024 * 1024
 REQUEST_TIMEOUT_MS = 10_000
 DELIVERY_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
@@ -169,8 +169,10 @@ class RecordProducer:
         """Connect. Raises KafkaAway."""
         await self._current()
 
-    async def append(self, topic: str, partition: int, messages: Sequence[Message]) -> list[Appended]:
+    async def append(self, topic: str, partition: int, messages: Iterable[Message]) -> list[Appended]:
         """Append messages to one partition in their order; returns once the broker has acknowledged all of them.
+
+        A full batch is sent while further messages are still taken.
 
         Raises KafkaAway if nothing was sent, DeliveryUnknown if some of it may be in the log. Callers keep to one
         append a partition at a time where the order between appends matters.
@@ -193,7 +195,7 @@ class RecordProducer:
         if self._retiring:
             await asyncio.wait(self._retiring, timeout=STOP_TIMEOUT_S)
 
-    async def _append(self, producer: Any, topic: str, partition: int, messages: Sequence[Message]) -> list[Appended]:
+    async def _append(self, producer: Any, topic: str, partition: int, messages: Iterable[Message]) -> list[Appended]:
         sent: list[tuple[int, asyncio.Future[Any]]] = []
         batch = producer.create_batch()
         count = 0
@@ -263,71 +265,71 @@ async def _stop_producer(producer: Any) -> None:
 
 
 class PartitionReader:
-    """Reads one partition from where it is told to, outside any consumer group.
+    """Reads one partition from where it is told to, outside any consumer group, one answer of the broker ahead.
 
-    One reader a partition: a partition that waits in place then holds up no other (aiokafka fetches all partitions of
-    a consumer together and waits for the slowest). Use it from one task.
+    One reader a partition: a partition that waits in place then holds up no other. Use it from one task.
     """
 
-    def __init__(self, bootstrap: str, client_id: str, topic: str, partition: int) -> None:
-        self._tp = TopicPartition(topic, partition)
-        self._consumer = AIOKafkaConsumer(
+    def __init__(
+        self, bootstrap: str, client_id: str, topic: str, partition: int, *, wait_ms: int = FETCH_WAIT_MS
+    ) -> None:
+        """`wait_ms`: for how long the broker may keep a request that it has no records for."""
+        self._name = f"{topic}/{partition}"
+        client = AIOKafkaClient(
             bootstrap_servers=bootstrap,
             **kafka_security.arguments(),
             client_id=client_id,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            max_partition_fetch_bytes=FETCH_BYTES_MAX,
-            fetch_max_bytes=FETCH_BYTES_MAX + DLQ_ALLOWANCE_BYTES,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
+        self._log = PartitionLog(client, topic, partition)
+        self._wait_ms = wait_ms
         self._started = False
+        self._position = 0
+        self._log_end = 0
+        self._fetched: Fetched | None = None
+        """What is being taken."""
+        self._coming: asyncio.Task[Fetched] | None = None
+        """The answer behind that."""
 
     async def bounds(self) -> tuple[int, int]:
         """First offset of the log and the one after its last. Raises KafkaAway."""
-        with _away("bounds"):
-            await self._start()
-            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
-                begin = await self._consumer.beginning_offsets([self._tp])
-                end = await self._consumer.end_offsets([self._tp])
-        return begin[self._tp], end[self._tp]
-
-    async def seek(self, offset: int) -> None:
-        """Read from `offset` on. Raises KafkaAway."""
-        with _away("seek"):
-            await self._start()
-            self._consumer.resume(self._tp)
-            self._consumer.seek(self._tp, offset)
-
-    def known_end(self) -> int:
-        """The offset behind the log's last record, as the broker told it with the last fetch; 0 before that."""
-        return (self._consumer.highwater(self._tp) if self._started else None) or 0
-
-    async def position(self) -> int:
-        """The offset from which `poll` goes on. Raises KafkaAway."""
-        with _away("position"):
-            return int(await self._consumer.position(self._tp))
-
-    async def poll(self, *, max_records: int, timeout_ms: int) -> list[Record]:
-        """The next records, or none within the time. Raises OutOfLog, KafkaAway."""
-        with _away("poll"):
-            try:
-                polled = await self._consumer.getmany(self._tp, timeout_ms=timeout_ms, max_records=max_records)
-                found = polled.get(self._tp, ())
-            except OffsetOutOfRangeError as error:
-                raise OutOfLog(str(error)) from error
-            except UnicodeDecodeError:
-                found = await self._poll_leniently()
-        return [Record(r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in found]
+        return await self._offset_at(EARLIEST), await self._offset_at(LATEST)
 
     async def offset_at(self, timestamp_ms: int) -> int:
         """The offset of the first record at or after that time, or the one after the last. Raises KafkaAway."""
-        with _away("offset at a time"):
+        found = await self._offset_at(max(timestamp_ms, 0))
+        return found if found >= 0 else await self._offset_at(LATEST)
+
+    async def seek(self, offset: int) -> None:
+        """Read from `offset` on. Raises KafkaAway."""
+        await self._start()
+        self._forget()
+        self._position = offset
+
+    def known_end(self) -> int:
+        """The offset behind the log's last record, as the broker told it with the last fetch; 0 before that."""
+        return self._log_end
+
+    def position(self) -> int:
+        """The offset from which `poll` goes on."""
+        return self._position
+
+    async def poll(self, *, max_records: int, timeout_ms: int) -> list[Record]:
+        """The next records, or none within the time. Raises OutOfLog, KafkaAway."""
+        deadline_s = time.monotonic() + timeout_ms / 1000
+        with _away("poll"):
             await self._start()
-            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
-                found = (await self._consumer.offsets_for_times({self._tp: max(timestamp_ms, 0)}))[self._tp]
-        return (await self.bounds())[1] if found is None else int(found.offset)
+            try:
+                while not (records := self._take(max_records)):
+                    if not await self._fetch(deadline_s):
+                        break
+                return records
+            except OffsetOutOfRangeError as error:
+                self._forget()
+                raise OutOfLog(str(error)) from error
+            except Exception:
+                self._forget()  # so that the next one begins behind what was taken
+                raise
 
     async def read(self, start: int, end: int, *, max_records: int = 4_000) -> AsyncIterator[list[Record]]:
         """The records with start <= offset < end, in lists of at most `max_records`; ends when the log has no more.
@@ -344,50 +346,85 @@ class PartitionReader:
         while start < end:
             records = await self.poll(max_records=max_records, timeout_ms=REQUEST_TIMEOUT_MS)
             if not records:
-                if await self._consumer.position(self._tp) >= end:
+                if self._position >= end:
                     return  # what is left are offsets without records
-                raise KafkaAway(
-                    f"{self._tp.topic}/{self._tp.partition}: nothing read at {start} though it ends at {end}"
-                )
+                raise KafkaAway(f"{self._name}: nothing read at {start} though it ends at {end}")
             start = records[-1].offset + 1
             wanted = [record for record in records if record.offset < end]
             if wanted:
                 yield wanted
 
     async def read_one(self, offset: int) -> Record | None:
-        """The record at exactly that offset, if the log has it; `seek` must follow before `poll`. Raises KafkaAway."""
-        try:
-            async for records in self.read(offset, offset + 1):
-                return records[0] if records[0].offset == offset else None
-        except OutOfLog:
-            return None
-        finally:
-            if self._started:
-                # Else it would wait at the log's end for records, and what is asked next would wait behind that.
-                self._consumer.pause(self._tp)
-        return None
-
-    async def _poll_leniently(self) -> Sequence[Any]:
-        """Past a record whose header name is not UTF-8: aiokafka has not moved its position over it."""
-        position = await self._consumer.position(self._tp)
-        async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
-            found = await fetch_leniently(self._consumer, self._tp, position, FETCH_BYTES_MAX)
-        seldom_log.warning("header_name_not_utf8", topic=self._tp.topic, partition=self._tp.partition, offset=position)
-        if found:
-            self._consumer.seek(self._tp, found[-1].offset + 1)
-        return found
+        """The record at exactly that offset, if the log has it; `poll` goes on where it was. Raises KafkaAway."""
+        with _away("read one"):
+            await self._start()
+            try:
+                async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                    fetched = await self._log.fetch(offset, bytes_max=1, wait_ms=0)
+            except OffsetOutOfRangeError:
+                return None
+            found = _to_records(fetched.take(1))
+        return found[0] if found and found[0].offset == offset else None
 
     async def stop(self) -> None:
-        if self._started:
-            with contextlib.suppress(KafkaError, TimeoutError, OSError):
-                await asyncio.wait_for(self._consumer.stop(), timeout=STOP_TIMEOUT_S)
+        self._forget()
+        with contextlib.suppress(KafkaError, TimeoutError, OSError):
+            await asyncio.wait_for(self._log.close(), timeout=STOP_TIMEOUT_S)
 
     async def _start(self) -> None:
         if not self._started:
-            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
-                await self._consumer.start()
-            self._consumer.assign([self._tp])
+            with _away("start"):
+                async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                    await self._log.start()
             self._started = True
+
+    async def _offset_at(self, timestamp_ms: int) -> int:
+        await self._start()
+        with _away("offset"):
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                return await self._log.offset_at(timestamp_ms)
+
+    def _take(self, max_records: int) -> list[Record]:
+        """The next records of what is here; asks for what is known to be behind it, so that it comes meanwhile."""
+        fetched = self._fetched
+        if fetched is None:
+            return []
+        if self._coming is None and fetched.next_offset < fetched.log_end:
+            self._ask(fetched.next_offset)
+        records = _to_records(fetched.take(max_records))
+        self._position = fetched.offset
+        if not records:
+            self._fetched = None
+        return records
+
+    async def _fetch(self, deadline_s: float) -> bool:
+        """Whether an answer has come within the time."""
+        left_s = max(0.0, deadline_s - time.monotonic())
+        if self._coming is None and not left_s:
+            return False
+        coming = self._coming or self._ask(self._position)
+        done, _ = await asyncio.wait([coming], timeout=left_s)
+        if not done:
+            return False
+        self._coming = None
+        self._fetched = coming.result()
+        self._log_end = self._fetched.log_end
+        return True
+
+    def _ask(self, offset: int) -> asyncio.Task[Fetched]:
+        self._coming = asyncio.create_task(self._log.fetch(offset, wait_ms=self._wait_ms))
+        return self._coming
+
+    def _forget(self) -> None:
+        """Whatever was fetched and not taken."""
+        coming, self._coming = self._coming, None
+        self._fetched = None
+        if coming is not None and not coming.cancel() and not coming.cancelled():
+            coming.exception()  # nobody will ask for it
+
+
+def _to_records(found: Sequence[Any]) -> list[Record]:
+    return [Record(r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in found]
 
 
 @contextlib.contextmanager

@@ -116,7 +116,7 @@ async def poll_behind(
     records = await reader.poll(max_records=max_records, timeout_ms=timeout_ms)
     if position.last is not None:
         if not records:
-            if await reader.position() <= position.last.offset:
+            if reader.position() <= position.last.offset:
                 # It did not come back: another log may end just there, which Kafka finds nothing wrong with.
                 await check_log(reader, position, position.next_offset)
             await reader.seek(position.last.offset)

@@ -341,15 +341,7 @@ def outcome(partition: int, verdict: Verdict) -> Outcome:
     """The outcome event of a verdict."""
     ticket = f"{partition}-{verdict.offset}"
     if isinstance(verdict, Issued):
-        ce_type = ISSUED
-        value = events_pb2.CouponIssuedEvent(
-            coupon_id=verdict.coupon_id,
-            user_id=verdict.user_id,
-            request_id=verdict.request_id,
-            ticket=ticket,
-            sequence=verdict.sequence,
-            redrive_of=_text(verdict.redrive_of),
-        ).SerializeToString()
+        ce_type, value = ISSUED, _issued_event(ticket, verdict)
     elif isinstance(verdict, Rejected):
         ce_type = REJECTED
         value = events_pb2.CouponRejectedEvent(
@@ -376,6 +368,19 @@ def outcome(partition: int, verdict: Verdict) -> Outcome:
         ce_type, value = CHANGED, change_outcome(partition, verdict)
     key = verdict.coupon_id.encode() if verdict.coupon_id is not None else None
     return Outcome(verdict.offset, verdict.time_us, key, ce_type, value)
+
+
+_issued = events_pb2.CouponIssuedEvent()
+"""Filled again for each grant: making a message for each would cost more than to fill and to serialize it."""
+
+
+def _issued_event(ticket: str, verdict: Issued) -> bytes:
+    _issued.Clear()
+    _, _, _issued.coupon_id, _issued.user_id, _issued.request_id, _issued.sequence, redrive_of = verdict
+    _issued.ticket = ticket
+    if redrive_of is not None:
+        _issued.redrive_of = str(redrive_of)
+    return _issued.SerializeToString()
 
 
 def change_outcome(partition: int, changed: Changed) -> bytes:

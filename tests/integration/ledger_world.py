@@ -8,7 +8,7 @@ import functools
 import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import asyncpg
@@ -229,10 +229,8 @@ class World:
         run_max: int = RUN_MAX,
     ) -> PartitionLedger:
         def reader(topic: str) -> PartitionReader:
-            made = PartitionReader(self.stack.kafka_bootstrap, "test-ledger", topic, partition)
             # What is asked of the broker waits behind a fetch that waits for records: be quick in tests.
-            made._consumer._fetch_max_wait_ms = FETCH_WAIT_MS
-            return made
+            return PartitionReader(self.stack.kafka_bootstrap, "test-ledger", topic, partition, wait_ms=FETCH_WAIT_MS)
 
         return PartitionLedger(
             partition,
@@ -375,7 +373,7 @@ class FusedProducer:
     def __init__(self, producer: RecordProducer, fuse: Fuse, topic: str | None = None) -> None:
         self._producer, self._fuse, self._topic = producer, fuse, topic
 
-    async def append(self, topic: str, partition: int, messages: Sequence[Message]) -> list[Appended]:
+    async def append(self, topic: str, partition: int, messages: Iterable[Message]) -> list[Appended]:
         counted = self._topic in (None, topic)
         if counted:
             self._fuse.step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import asyncpg
@@ -138,7 +138,7 @@ async def test_dead_letters_are_not_put_again_when_the_next_batch_is_committed_b
             return done
 
     class Dying(FusedProducer):
-        async def append(self, topic: str, partition: int, messages: Sequence[Message]) -> list[Appended]:
+        async def append(self, topic: str, partition: int, messages: Iterable[Message]) -> list[Appended]:
             if topic == world.topics.outcomes:
                 on_dlq.set()
                 await next_settled.wait()
@@ -350,7 +350,7 @@ class Unreliable:
     def __init__(self, producer: RecordProducer, failures: int) -> None:
         self._producer, self.failures = producer, failures
 
-    async def append(self, topic: str, partition: int, messages: Sequence[Message]) -> list[Appended]:
+    async def append(self, topic: str, partition: int, messages: Iterable[Message]) -> list[Appended]:
         if self.failures > 0:
             self.failures -= 1
             if self.failures % 2:
@@ -468,7 +468,7 @@ async def test_a_known_dead_letter_is_not_forgotten_when_a_batch_is_settled_in_p
     class Telling(FusedProducer):
         """Publishes the first batch while the second is settled."""
 
-        async def append(self, topic: str, partition: int, messages: Sequence[Message]) -> list[Appended]:
+        async def append(self, topic: str, partition: int, messages: Iterable[Message]) -> list[Appended]:
             await decoded.wait()
             appended = await super().append(topic, partition, messages)
             if topic == world.topics.outcomes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import pytest
@@ -348,7 +348,7 @@ async def test_the_pause_holds_though_the_publication_before_it_failed(
 
         failed = False
 
-        async def append(self, topic: str, partition: int, messages: Sequence[Message]) -> list[Appended]:
+        async def append(self, topic: str, partition: int, messages: Iterable[Message]) -> list[Appended]:
             if not self.failed:
                 await settled.wait()
                 self.failed = True

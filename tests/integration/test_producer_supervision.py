@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -25,15 +24,6 @@ from tests.conftest import TEST_PARTITIONS
 
 SMALL, LARGE = b"small", b"x" * 5_000
 LIMIT_BYTES = 1_000
-
-
-@pytest.fixture
-async def link(stack: Stack) -> AsyncIterator[Link]:
-    """The session's way to its broker that can go bad."""
-    kafka = stack.kafka
-    assert kafka.detour_target_port is not None
-    async with Link(kafka.detour_target_port, kafka.detour_port) as way:
-        yield way
 
 
 @pytest.fixture

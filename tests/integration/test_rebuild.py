@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 import asyncpg
 import pytest
@@ -208,7 +208,7 @@ async def test_a_rebuild_killed_and_stopped_on_its_way_ends_with_the_same_books_
 class WithoutDeadLetters(RecordProducer):
     """Loses what should go to the DLQ."""
 
-    async def append(self, topic: str, partition: int, messages: Sequence[Message]) -> list[Appended]:
+    async def append(self, topic: str, partition: int, messages: Iterable[Message]) -> list[Appended]:
         if topic.endswith(".dlq"):
             return [Appended(0, 0) for _ in messages]
         return await super().append(topic, partition, messages)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from services.runtime.kafka import Appended, KafkaAway, Message, RecordProducer
 from tests.system.planted import launch
@@ -10,7 +10,7 @@ from tests.system.planted import launch
 _append = RecordProducer.append
 
 
-async def append(self: RecordProducer, topic: str, partition: int, messages: Sequence[Message]) -> list[Appended]:
+async def append(self: RecordProducer, topic: str, partition: int, messages: Iterable[Message]) -> list[Appended]:
     try:
         return await _append(self, topic, partition, messages)
     except KafkaAway:

@@ -1,0 +1,175 @@
+"""A partition's log as its leader tells it: one request, one answer, and the records in it.
+
+aiokafka's consumer fetches nothing while it has records that were not taken, and makes two objects a record. Here the
+same client is asked directly, so that who reads can have an answer on its way while taking what the last one brought.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import CorruptRecordException, KafkaError, LeaderNotAvailableError, RecordTooLargeError, for_code
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.offset import OffsetRequest
+from aiokafka.record.default_records import _DefaultRecordBatchPy
+from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import TopicPartition
+
+from services.runtime.log import Seldom
+
+seldom_log = Seldom(__name__)
+
+FETCH_BYTES_MAX = 4 * 1024 * 1024
+"""Of one answer; a larger batch of the log still comes, alone."""
+FETCH_WAIT_MS = 500
+"""For how long the broker may keep a request that it has nothing for. What is asked next waits behind it."""
+RETRY_S = 0.1
+EARLIEST, LATEST = -2, -1
+"""Kafka's timestamps for the log's first offset and the one after its last."""
+
+_READ_UNCOMMITTED = 0
+_CONSUMER = -1
+_BATCH_HEADER = struct.Struct(">qi")  # base offset, bytes behind it
+
+
+class Fetched:
+    """What a fetch at an offset has brought, to be taken in steps."""
+
+    def __init__(self, raw: bytes, offset: int, log_end: int) -> None:
+        """Raises RecordTooLargeError."""
+        batches = list(_batches(raw))
+        if raw and not batches:
+            raise RecordTooLargeError(f"the answer at {offset} ends within the first batch of the log")
+        self._raw = raw
+        self._records = _records(batches, offset)
+        self.log_end = log_end
+        """The offset behind the log's last record, as it was then."""
+        self.next_offset = batches[-1].next_offset if batches else offset
+        """Where the next fetch goes on; there may be offsets without records before it."""
+        self.offset = offset
+        """Of the next record to be taken, or less."""
+
+    def take(self, count: int) -> list[Any]:
+        """The next records, as aiokafka's; none at the end. Raises KafkaError, after which no more can be taken."""
+        try:
+            found = list(islice(self._records, count))
+        except UnicodeDecodeError:
+            seldom_log.warning("header_name_not_utf8", offset=self.offset)
+            self._records = _lenient_records(self._raw, self.offset)
+            found = list(islice(self._records, count))
+        self.offset = found[-1].offset + 1 if found else self.next_offset
+        return found
+
+
+class PartitionLog:
+    """A partition's log over a client that is its own. What may pass is asked again, until the caller's time is over.
+
+    All calls raise KafkaError.
+    """
+
+    def __init__(self, client: AIOKafkaClient, topic: str, partition: int) -> None:
+        self._client = client
+        self._tp = TopicPartition(topic, partition)
+
+    async def start(self) -> None:
+        await self._client.bootstrap()
+        await self._client.set_topics([self._tp.topic])
+
+    async def fetch(self, offset: int, *, bytes_max: int = FETCH_BYTES_MAX, wait_ms: int = FETCH_WAIT_MS) -> Fetched:
+        """What there is from `offset` on, or nothing when the time is over. Raises OffsetOutOfRangeError."""
+        topics = [(self._tp.topic, [(self._tp.partition, offset, bytes_max)])]
+        request = FetchRequest(wait_ms, 1, bytes_max, _READ_UNCOMMITTED, topics)
+        log_end, *_, raw = await self._ask(request)
+        return Fetched(raw or b"", offset, log_end)
+
+    async def offset_at(self, timestamp_ms: int) -> int:
+        """The offset of the first record at or after that time, -1 where there is none; see EARLIEST and LATEST."""
+        topics = [(self._tp.topic, [(self._tp.partition, timestamp_ms)])]
+        _, offset = await self._ask(OffsetRequest(_CONSUMER, _READ_UNCOMMITTED, topics))
+        return int(offset)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _ask(self, request: FetchRequest | OffsetRequest) -> tuple[Any, ...]:
+        """What the leader answers of the partition, behind the error code."""
+        while True:
+            try:
+                return await self._ask_once(request)
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+                seldom_log.warning(
+                    "log_asked_again", topic=self._tp.topic, partition=self._tp.partition, error=str(error)
+                )
+                if error.invalid_metadata:
+                    self._client.force_metadata_update()
+                await asyncio.sleep(RETRY_S)
+
+    async def _ask_once(self, request: FetchRequest | OffsetRequest) -> tuple[Any, ...]:
+        leader = self._client.cluster.leader_for_partition(self._tp)
+        if leader is None or leader == -1:
+            raise LeaderNotAvailableError(f"{self._tp.topic}/{self._tp.partition} has no leader")
+        response = await self._client.send(leader, request)
+        ((_, ((_, error_code, *told),)),) = response.topics
+        if error_code:
+            raise for_code(error_code)(f"{self._tp.topic}/{self._tp.partition}")
+        return tuple(told)
+
+
+def _batches(raw: bytes) -> Iterator[Any]:
+    """The whole batches; the last one of an answer may be cut off by its size."""
+    batches = MemoryRecords(raw)
+    while (batch := batches.next_batch()) is not None:
+        yield batch
+
+
+def _records(batches: Iterable[Any], offset: int) -> Iterator[Any]:
+    for batch in batches:
+        if not batch.validate_crc():
+            raise CorruptRecordException(f"the batch at {batch.base_offset} does not have its checksum")
+        if batch.is_control_batch:
+            continue
+        if batch.base_offset < offset:  # asked for from its middle on
+            yield from (record for record in batch if record.offset >= offset)
+        else:
+            yield from batch
+
+
+# A producer may write any bytes as a header's name, which aiokafka's parsers refuse. One such record must not stand in
+# everybody's way, so the answer is then parsed by its Python parser over a buffer that decodes such names with
+# backslashes. What a record means does not depend on them; only its dead letter shows the replaced name.
+
+
+class _Name(bytes):
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return super().decode(encoding, "backslashreplace")
+
+
+class _Buffer(bytearray):
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return _Name(found) if isinstance(at, slice) else found
+
+
+def _lenient_records(raw: bytes, offset: int) -> Iterator[Any]:
+    start = 0
+    while start + _BATCH_HEADER.size <= len(raw):
+        _, length = _BATCH_HEADER.unpack_from(raw, start)
+        end = start + _BATCH_HEADER.size + length
+        if end > len(raw):
+            return
+        batch = _DefaultRecordBatchPy(raw[start:end])
+        start = end
+        if batch.is_control_batch or batch.next_offset <= offset:
+            continue
+        if not batch.validate_crc():
+            raise CorruptRecordException(f"the batch at {batch.base_offset} does not have its checksum")
+        records = iter(batch)
+        batch._buffer = _Buffer(batch._buffer)
+        yield from (record for record in records if record.offset >= offset)

@@ -1,0 +1,148 @@
+"""What an answer of the broker holds, and how a reader goes on behind one that it can't take."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from aiokafka.errors import OffsetOutOfRangeError, RecordTooLargeError
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c
+
+from services.runtime.fetching import Fetched
+from services.runtime.kafka import KafkaAway, OutOfLog, PartitionReader
+
+_ATTRIBUTES_AT = 21
+_CRC_AT = 17
+_CONTROL = 0x20
+
+
+def batch(base: int, *values: bytes, control: bool = False) -> bytes:
+    """As it is in the log."""
+    builder = DefaultRecordBatchBuilder(
+        2, 0, is_transactional=0, producer_id=1, producer_epoch=0, base_sequence=0, batch_size=9_999
+    )
+    for place, value in enumerate(values):
+        builder.append(place, 1_000 + place, b"key", value, [("name", value), ("none", None)])
+    made = builder.build()
+    struct.pack_into(">q", made, 0, base)
+    if control:
+        struct.pack_into(">h", made, _ATTRIBUTES_AT, _CONTROL)
+        struct.pack_into(">I", made, _CRC_AT, calc_crc32c(made[_ATTRIBUTES_AT:]))
+    return bytes(made)
+
+
+def odd(raw: bytes) -> bytes:
+    """With a header's name that is no UTF-8."""
+    changed = bytearray(raw.replace(b"name", b"na\xffe"))
+    struct.pack_into(">I", changed, _CRC_AT, calc_crc32c(changed[_ATTRIBUTES_AT:]))
+    return bytes(changed)
+
+
+def taken(fetched: Fetched, step: int = 2) -> list[tuple[int, bytes]]:
+    found = []
+    while records := fetched.take(step):
+        found += [(record.offset, record.value) for record in records]
+    return found
+
+
+def test_records_before_the_offset_markers_and_what_is_cut_off_are_left_out() -> None:
+    raw = batch(3, b"a", b"b", b"c") + batch(6, b"marker", control=True) + batch(9, b"d") + batch(10, b"e")[:-1]
+    fetched = Fetched(raw, 4, 11)
+    assert (fetched.next_offset, fetched.log_end) == (10, 11)
+    assert taken(fetched) == [(4, b"b"), (5, b"c"), (9, b"d")]
+    assert fetched.offset == 10
+
+
+def test_an_answer_that_ends_with_markers_goes_on_behind_them() -> None:
+    fetched = Fetched(batch(3, b"a") + batch(4, b"marker", control=True), 3, 5)
+    assert taken(fetched) == [(3, b"a")]
+    assert fetched.offset == 5
+
+
+def test_nothing_is_an_answer_but_less_than_a_batch_is_none() -> None:
+    assert taken(Fetched(b"", 7, 7)) == []
+    with pytest.raises(RecordTooLargeError):
+        Fetched(batch(7, b"a")[:-1], 7, 8)
+
+
+def test_a_name_that_is_not_utf8_is_read_with_backslashes_from_where_it_was_met() -> None:
+    raw = batch(0, b"a", b"b") + odd(batch(2, b"c")) + batch(3, b"d")
+    fetched = Fetched(raw, 1, 4)
+    found = [record for _ in range(3) for record in fetched.take(2)]
+    assert [(record.offset, record.value, record.headers[0][0]) for record in found] == [
+        (1, b"b", "name"),
+        (2, b"c", "na\\xffe"),
+        (3, b"d", "name"),
+    ]
+
+
+class Log:
+    """Gives these answers, in their order; an exception is raised."""
+
+    def __init__(self, *answers: bytes | Exception, end: int) -> None:
+        self._answers = list(answers)
+        self._end = end
+        self.asked: list[int] = []
+
+    async def start(self) -> None:
+        """There at once."""
+
+    async def fetch(self, offset: int, **_: Any) -> Fetched:
+        self.asked.append(offset)
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return Fetched(answer, offset, self._end)
+
+
+def reader_of(log: Log) -> PartitionReader:
+    reader = PartitionReader("127.0.0.1:1", "test", "line", 0)
+    reader._log = log  # type: ignore[assignment]
+    return reader
+
+
+async def polled(reader: PartitionReader, count: int) -> Sequence[bytes | None]:
+    records = await reader.poll(max_records=count, timeout_ms=1_000)
+    await asyncio.sleep(0)  # what it has asked for goes out
+    return [record.value for record in records]
+
+
+async def test_a_batch_without_its_checksum_is_never_taken_and_asked_for_again() -> None:
+    broken = bytearray(batch(1, b"b"))
+    broken[-1] ^= 1
+    log = Log(batch(0, b"a") + broken, batch(1, b"b"), end=2)
+    reader = reader_of(log)
+    assert await polled(reader, 1) == [b"a"]
+    with pytest.raises(KafkaAway, match="checksum"):
+        await polled(reader, 1)
+    assert reader.position() == 1
+    assert await polled(reader, 1) == [b"b"]
+    assert log.asked == [0, 1]
+
+
+async def test_what_comes_next_is_asked_for_while_something_is_left_and_only_if_it_is_there() -> None:
+    log = Log(batch(0, b"a", b"b"), batch(2, b"c"), end=3)
+    reader = reader_of(log)
+    assert await polled(reader, 1) == [b"a"]
+    assert await polled(reader, 1) == [b"b"]
+    assert log.asked == [0, 2]
+    assert await polled(reader, 1) == [b"c"]
+    assert await reader.poll(max_records=1, timeout_ms=0) == []
+    assert log.asked == [0, 2]
+    assert (reader.position(), reader.known_end()) == (3, 3)
+
+
+async def test_a_seek_forgets_what_was_fetched_and_an_error_that_nobody_asked_for() -> None:
+    log = Log(batch(0, b"a", b"b"), OffsetOutOfRangeError(), batch(7, b"x"), OffsetOutOfRangeError(), end=9)
+    reader = reader_of(log)
+    assert await polled(reader, 1) == [b"a"]
+    assert await polled(reader, 1) == [b"b"]
+    await reader.seek(7)
+    assert await polled(reader, 1) == [b"x"]
+    with pytest.raises(OutOfLog):
+        await polled(reader, 1)
+    assert log.asked == [0, 2, 7, 8]
