@@ -131,8 +131,6 @@ def refusal_now(known: Known, request_id: RequestId, now_us: int) -> Reason | No
     """Why a request need not go into the line, by the ledger's own rule, where our clock's error can't matter."""
     grant = known.granted.grant if known.granted is not None else None
     remaining = known.coupon.remaining if known.coupon is not None else 0
-    early, late = (
-        refusal(known.coupon, remaining, grant, request_id, now_us + shift)
-        for shift in (-WINDOW_TOLERANCE_US, WINDOW_TOLERANCE_US)
-    )
+    early = refusal(known.coupon, remaining, grant, request_id, now_us - WINDOW_TOLERANCE_US)
+    late = refusal(known.coupon, remaining, grant, request_id, now_us + WINDOW_TOLERANCE_US)
     return early if early is late else None

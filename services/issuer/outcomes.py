@@ -20,7 +20,8 @@ from services.runtime.rpc_errors import unavailable
 log = get_logger(__name__)
 seldom_log = Seldom(__name__)
 
-POLL_RECORDS_MAX = 10_000
+POLL_RECORDS_MAX = 500
+"""One or two milliseconds, before other tasks get their turn."""
 POLL_MS = 1_000
 NO_USER = UserId("")
 """The user of a change's waiter."""
@@ -188,6 +189,7 @@ class OutcomesTail:
                 position = records[-1].offset + 1
                 self._read(partition, records)
                 pace.succeeded()
+                await asyncio.sleep(0)  # there may be more already, and `poll` waits for nothing then
 
     def _read(self, partition: int, records: Sequence[Record]) -> None:
         self._last[partition] = records[-1]

@@ -34,8 +34,9 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
         (answer,) = await self._path.issue([validation.issue_call(request)], _caller(context))
         if isinstance(answer, Refusal):
             raise answer
-        _count([answer])
-        return answer.write(issuer_pb2.Issuance()) if isinstance(answer, Place) else answer
+        issuance = answer.write(issuer_pb2.Issuance()) if isinstance(answer, Place) else answer
+        metrics.ANSWERS.add(1, _State.Name(issuance.state))
+        return issuance
 
     async def BatchIssueCoupons(  # noqa: N802
         self, request: issuer_pb2.BatchIssueCouponsRequest, context: Any
@@ -44,10 +45,8 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
         calls = [one for one in checked if isinstance(one, validation.IssueCall)]
         issued = iter(await self._path.issue(calls, _caller(context)) if calls else ())
         answers = [one if isinstance(one, Refusal) else next(issued) for one in checked]
-        _count(answers)
         response = issuer_pb2.BatchIssueCouponsResponse()
-        for answer in answers:
-            _write(answer, response.results.add())
+        _count([_write(answer, response.results.add()) for answer in answers])
         return response
 
     async def GetIssuance(self, request: issuer_pb2.GetIssuanceRequest, context: Any) -> issuer_pb2.Issuance:  # noqa: N802
@@ -130,22 +129,19 @@ def _checked(request: issuer_pb2.IssueCouponRequest) -> validation.IssueCall | R
         return refusal
 
 
-def _count(answers: Sequence[Answer]) -> None:
+def _count(told: Sequence[str]) -> None:
     """Those of a call that is answered; whole calls that end with an error are counted where that is made."""
-    for name, number in Counter(map(_name, answers)).items():
+    for name, number in Counter(told).items():
         metrics.ANSWERS.add(number, name)
 
 
-def _name(answer: Answer) -> str:
-    if isinstance(answer, Place):
-        return "ACCEPTED"
-    return answer.reason if isinstance(answer, Refusal) else _State.Name(answer.state)
-
-
-def _write(answer: Answer, result: issuer_pb2.IssueResult) -> None:
+def _write(answer: Answer, result: issuer_pb2.IssueResult) -> str:
+    """Returns its state or reason, by which it is counted."""
     if isinstance(answer, Place):
         answer.write(result.issuance)
-    elif isinstance(answer, Refusal):
+        return "ACCEPTED"
+    if isinstance(answer, Refusal):
         result.error.CopyFrom(answer.status())
-    else:
-        result.issuance.CopyFrom(answer)
+        return answer.reason
+    result.issuance.CopyFrom(answer)
+    return _State.Name(answer.state)

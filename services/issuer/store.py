@@ -19,7 +19,7 @@ from services.domain.model import (
     UserId,
 )
 from services.runtime.postgres import connection
-from services.runtime.rows import to_coupon, to_time, to_us
+from services.runtime.rows import listed, to_coupon, to_time, to_us
 
 Key = tuple[CouponId, UserId]
 
@@ -82,7 +82,7 @@ class IssuerStore:
         """Who of these has the coupon; and these coupons with the ledger's progress, which is no later than that."""
         async with connection(self._engine) as db:
             progress = _progress(await db.fetch(_COUPONS, self._topic, coupon_ids))
-            rows = await db.fetch(_GRANTS, _listed(user for _, user in keys), _listed(coupon for coupon, _ in keys))
+            rows = await db.fetch(_GRANTS, listed(user for _, user in keys), listed(coupon for coupon, _ in keys))
         return {(row["coupon_id"], row["user_id"]): _granted(row) for row in rows}, progress
 
     async def progress(self, coupon_ids: Sequence[CouponId] = ()) -> Progress:
@@ -143,11 +143,6 @@ class IssuerStore:
         async with connection(self._engine) as db:
             found: bytes | None = await db.fetchval(_FIRST_PAYLOAD_HASH, coupon_id, request_id)
         return found
-
-
-def _listed(ids: Iterable[str]) -> str:
-    """Ids as one text for SQL to take apart: the driver looks at each item of an array five times as long."""
-    return ",".join(ids)  # which no id has in it
 
 
 def _progress(rows: Iterable[Any]) -> Progress:

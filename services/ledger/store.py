@@ -35,7 +35,7 @@ from services.runtime import failpoints, wire
 from services.runtime.kafka import home_partition
 from services.runtime.postgres import BooksWrong, Connection, connection
 from services.runtime.progress import Position, ProgressRows
-from services.runtime.rows import EPOCH, expect, to_coupon, to_time
+from services.runtime.rows import EPOCH, expect, listed, to_coupon, to_time
 from services.runtime.settled import Settled, settled_between
 
 
@@ -150,7 +150,7 @@ class LedgerStore:
         }
         grants: dict[tuple[CouponId, UserId], Grant] = {}
         if requests:
-            pairs = [r.user_id for r in requests], [r.coupon_id for r in requests]
+            pairs = listed(r.user_id for r in requests), listed(r.coupon_id for r in requests)
             grants = {(row["coupon_id"], row["user_id"]): _grant(row) for row in await db.fetch(_GRANTS, *pairs)}
         past: dict[tuple[CouponId, RequestId], PastChange] = {}
         if changes:
@@ -308,7 +308,8 @@ ORDER BY ticket_offset DESC LIMIT $2"""
 _COUPONS = "SELECT * FROM coupon WHERE coupon_id = ANY($1::text[])"
 _GRANTS = """
 SELECT user_id, coupon_id, request_id, sequence, ticket_partition, ticket_offset
-FROM unnest($1::text[], $2::text[]) AS asked (user_id, coupon_id) JOIN user_coupon USING (user_id, coupon_id)"""
+FROM unnest(string_to_array($1, ','), string_to_array($2, ',')) AS asked (user_id, coupon_id)
+JOIN user_coupon USING (user_id, coupon_id)"""
 _CHANGES = """
 SELECT coupon_id, request_id, payload_hash, outcome
 FROM unnest($1::text[], $2::text[]) AS asked (coupon_id, request_id) JOIN coupon_change USING (coupon_id, request_id)

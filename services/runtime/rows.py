@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,6 +23,11 @@ def to_us(time: datetime) -> int:
 
 def to_us_or_none(time: datetime | None) -> int | None:
     return None if time is None else to_us(time)
+
+
+def listed(ids: Iterable[str]) -> str:
+    """Ids as one text, for SQL's string_to_array: of an array's items the driver looks at each, at 0.25 µs a look."""
+    return ",".join(ids)  # which no id has in it
 
 
 def to_coupon(row: Any) -> Coupon:
