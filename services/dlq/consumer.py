@@ -54,7 +54,8 @@ class PartitionFiler(PartitionWorker):
     async def _file(self, position: Position, records: Sequence[Record], polled_ns: tuple[int, int]) -> Position:
         filings = [filing for record in records if (filing := self._filing(record)) is not None]
         after = position.behind(records[-1])
-        with batch_traces.process(self._topics.dlq, self._partition, records, polled_ns, FILING):
+        traces = batch_traces.traceparents(records)
+        with batch_traces.process(self._topics.dlq, self._partition, len(records), traces, polled_ns, FILING):
             letters = await self._store.file(position, after, filings, self._decide)
             for letter in letters:
                 metrics.FILED.add(1, letter.reason, letter.state)

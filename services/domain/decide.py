@@ -33,6 +33,7 @@ from services.domain.model import (
     Unprocessable,
     UserId,
     Verdict,
+    make_issued,
     printable,
 )
 
@@ -192,7 +193,8 @@ class _Line:
                 self._redriven.setdefault(original, repeated)
             reason = reason or Reason.COUPON_NOT_FOUND
             return Rejected(offset, time_us, coupon_id, user_id, request_id, reason, repeated, original)
-        issued = Issued(offset, time_us, coupon_id, user_id, request_id, coupon.total - remaining + 1, original)
+        sequence = coupon.total - remaining + 1
+        issued = make_issued((offset, time_us, coupon_id, user_id, request_id, sequence, original))
         self._remaining[coupon_id] = remaining - 1
         self._won[key] = issued
         self._touched.add(coupon_id)

@@ -13,6 +13,7 @@ from services.domain.model import LineRecord, Parked, ParkReason, Unprocessable,
 from services.ledger import tally
 from services.ledger.store import DeadLetterRun, LedgerStore, ParkedRun
 from services.runtime import batch_traces, failpoints, metrics, wire
+from services.runtime.batch_traces import Traces
 from services.runtime.instruments import Gauge
 from services.runtime.kafka import KafkaAway, PartitionReader, Record, RecordProducer, Topics
 from services.runtime.partitions import PartitionWorker
@@ -25,6 +26,8 @@ BATCH_RECORDS_MAX = 4_000
 STEP_RECORDS = 250
 """How many records are worked on, about 1 ms, before other tasks get their turn."""
 IDLE_MS = 1_000
+FIRST_IDLE_MS = 100
+"""The first idle moment after work is short, for behind it the table is told that all is published."""
 LINGER_S = 0.02
 """Batches are begun at least so far apart. A lone request is settled at once, a rush fifty times a second."""
 GATHER_MS = 5
@@ -41,13 +44,16 @@ class Batch:
 
     records: Sequence[Record]
     decoded: Sequence[LineRecord]
+    traces: Traces
     polled_ns: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.records)
 
     def part(self, start: int, end: int) -> Batch:
-        return Batch(self.records[start:end], self.decoded[start:end], self.polled_ns)
+        records = self.records[start:end]
+        traces = {record.offset: self.traces[record.offset] for record in records if record.offset in self.traces}
+        return Batch(records, self.decoded[start:end], traces, self.polled_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +62,12 @@ class Settled:
 
     records: Sequence[Record]
     verdicts: Sequence[Verdict]
+    traces: Traces
     position: Position
 
     def __add__(self, other: Settled) -> Settled:
-        return Settled([*self.records, *other.records], [*self.verdicts, *other.verdicts], other.position)
+        records, verdicts = [*self.records, *other.records], [*self.verdicts, *other.verdicts]
+        return Settled(records, verdicts, {**self.traces, **other.traces}, other.position)
 
 
 class PartitionLedger(PartitionWorker):
@@ -109,6 +117,8 @@ class PartitionLedger(PartitionWorker):
                         await publishing  # at most one batch is committed and not yet published
                     # The next batch settles while this one is published: outcomes are of committed verdicts only.
                     publishing = asyncio.create_task(self._publish(settled))
+                    # Kept by the publication alone, so that their end, 3 ms of work, comes while PostgreSQL is busy.
+                    del batch, settled
                     self._pace.succeeded()
                 else:
                     reading = asyncio.create_task(self._next_batch(position))
@@ -131,18 +141,21 @@ class PartitionLedger(PartitionWorker):
         """What comes next in the line, or nothing after an idle moment."""
         crowded = await self._linger()
         began_ns = time.time_ns()
-        step = await poll_behind(self._line, position, max_records=STEP_RECORDS, timeout_ms=IDLE_MS)
+        idle_ms = IDLE_MS if position.published_offset == position.next_offset else min(FIRST_IDLE_MS, IDLE_MS)
+        step = await poll_behind(self._line, position, max_records=STEP_RECORDS, timeout_ms=idle_ms)
         records: list[Record] = []
         decoded: list[LineRecord] = []
+        traces: dict[int, bytes] = {}
         while step:
             records += step
             decoded += [self._decode(record) for record in step]
+            traces |= batch_traces.traceparents(step)
             if len(records) >= BATCH_RECORDS_MAX:
                 break
             await asyncio.sleep(0)  # in small steps: the transaction under way must not wait for its turn
             step = await self._line.poll(max_records=STEP_RECORDS, timeout_ms=GATHER_MS if crowded else 0)
         self._began_s = time.monotonic()
-        return Batch(records, decoded, (began_ns, time.time_ns()))
+        return Batch(records, decoded, traces, (began_ns, time.time_ns()))
 
     async def _linger(self) -> bool:
         """Wait, where batches follow each other closely, so that a transaction settles more than a few records."""
@@ -161,7 +174,8 @@ class PartitionLedger(PartitionWorker):
         after = self._acknowledged(position.behind(batch.records[-1]))
         began_s = time.monotonic()
         try:
-            with batch_traces.process(self._topics.line, self._partition, batch.records, batch.polled_ns, SETTLING):
+            line = self._topics.line, self._partition
+            with batch_traces.process(*line, len(batch), batch.traces, batch.polled_ns, SETTLING):
                 verdicts, self._run = await self._store.settle(position, after, batch.decoded, self._run)
         except DatabaseRefused as error:
             if len(batch) == 1:
@@ -182,7 +196,7 @@ class PartitionLedger(PartitionWorker):
         tally.count(batch.records, verdicts, time.monotonic() - began_s)
         if self._known:
             self._known = {offset: found for offset, found in self._known.items() if offset >= after.next_offset}
-        return Settled(batch.records, verdicts, after)
+        return Settled(batch.records, verdicts, batch.traces, after)
 
     async def _publish(self, settled: Settled) -> None:
         """Outcomes and dead letters of a committed batch; the published position moves once both are acknowledged."""
@@ -192,11 +206,11 @@ class PartitionLedger(PartitionWorker):
             for record, verdict in zip(settled.records, settled.verdicts, strict=True)
             if isinstance(verdict, Parked) and not verdict.known
         ]
-        await self._append(settled.records, told, parked)
+        await self._append(told, parked, settled.traces)
         self._published_offset = settled.position.next_offset
 
     async def _append(
-        self, records: Sequence[Record], told: Iterable[wire.Outcome], parked: Sequence[tuple[Record, Parked]]
+        self, told: Iterable[wire.Outcome], parked: Sequence[tuple[Record, Parked]], traces: Traces
     ) -> None:
         dlq_offset = self._dlq_offset
         if parked:
@@ -207,19 +221,18 @@ class PartitionLedger(PartitionWorker):
             ]
             began_ns = time.time_ns()
             appended = await self._producer.append(self._topics.dlq, self._partition, dead)
-            batch_traces.sent(self._topics.dlq, self._partition, [record for record, _ in parked], began_ns)
+            dead_traces = batch_traces.traceparents(record for record, _ in parked)
+            batch_traces.sent(self._topics.dlq, self._partition, dead_traces, began_ns)
             dlq_offset = appended[-1].offset + 1
             failpoints.reach("ledger.dead_letters_published")
-        traceparents = batch_traces.traceparents(records)
         # Made while they are sent: the broker has the first of them before the last is there.
         outcomes = (
-            wire.outcome_message(self._topics.line, self._partition, outcome, traceparents.get(record.offset))
-            for record, outcome in zip(records, told, strict=True)
+            wire.outcome_message(self._topics.line, self._partition, outcome, traces.get(outcome.offset))
+            for outcome in told
         )
         began_ns = time.time_ns()
         await self._producer.append(self._topics.outcomes, self._partition, outcomes)
-        traced = [record for record in records if record.offset in traceparents]
-        batch_traces.sent(self._topics.outcomes, self._partition, traced, began_ns)
+        batch_traces.sent(self._topics.outcomes, self._partition, traces, began_ns)
         failpoints.reach("ledger.outcomes_published")
         # Now, not before: a crash must find again the dead letters of what it publishes again, and of what is to come.
         if not self._known:
@@ -287,7 +300,8 @@ class PartitionLedger(PartitionWorker):
                 )
             settled = [(record, *found[record.offset]) for record in records]
             parked = [(r, verdict) for r, _, verdict in settled if verdict is not None and r.offset not in published]
-            await self._append(records, [outcome for _, outcome, _ in settled], parked)
+            outcomes = [outcome for _, outcome, _ in settled]
+            await self._append(outcomes, parked, batch_traces.traceparents(records))
             start = end
 
     def _check_run(self) -> None:

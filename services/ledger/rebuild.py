@@ -59,7 +59,7 @@ class RebuildingLedger(PartitionLedger):
             if len(part) > 0 or await self._is_more_behind(position):
                 return part
             self.goal = replace(self.goal, end_offset=position.next_offset)  # what is left are offsets without records
-        return Batch([], [], (0, 0))
+        return Batch([], [], {}, (0, 0))
 
     async def _is_more_behind(self, position: Position) -> bool:
         """Whether nothing came because Kafka is slow, rather than because nothing is there."""

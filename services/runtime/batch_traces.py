@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from opentelemetry.trace import SpanContext, SpanKind
 
@@ -22,14 +22,22 @@ LINKS_MAX = 128
 """Of one batch's span; OpenTelemetry keeps no more by default."""
 
 Headers = Sequence[tuple[str, bytes | None]]
-Sampled = tuple[Record, SpanContext]
+Traces = Mapping[int, bytes]
+"""The traceparents of records, by offset."""
+
+
+def traceparents(records: Iterable[Record]) -> Traces:
+    """The traces that records name: one cheap look, for most name none, and it is done for every record."""
+    naming = {record.offset: record for record in records for name, _ in record.headers if name == HEADER}
+    return {offset: value for offset, record in naming.items() if (value := record.header(HEADER))}
 
 
 @contextlib.contextmanager
 def process(
-    topic: str, partition: int, records: Sequence[Record], polled_ns: tuple[int, int], query: str
+    topic: str, partition: int, count: int, traces: Traces, polled_ns: tuple[int, int], query: str
 ) -> Iterator[None]:
-    """Work on a batch, read from `polled_ns[0]` to `polled_ns[1]`, in a transaction that `query` describes in short."""
+    """Work on a batch of so many records, read from `polled_ns[0]` to `polled_ns[1]`, in a transaction that `query`
+    describes in short."""
     if not telemetry.is_on():
         yield
         return
@@ -37,18 +45,18 @@ def process(
     try:
         yield
     except BaseException as error:
-        _write(topic, partition, records, polled_ns, began_ns, query, type(error).__name__)
+        _write(topic, partition, count, traces, polled_ns, began_ns, query, type(error).__name__)
         raise
-    _write(topic, partition, records, polled_ns, began_ns, query, None)
+    _write(topic, partition, count, traces, polled_ns, began_ns, query, None)
 
 
-def sent(topic: str, partition: int, records: Iterable[Record], began_ns: int) -> None:
+def sent(topic: str, partition: int, traces: Traces, began_ns: int) -> None:
     """What the records caused was sent to a topic: outcomes, dead letters."""
     if not telemetry.is_on():
         return
     attributes, ended_ns = messaging(topic, partition, "send", "send"), time.time_ns()
-    for record, context in sampled(records):
-        ticket = {"firstcome.ticket": f"{partition}-{record.offset}"}
+    for offset, context in _sampled(traces):
+        ticket = {"firstcome.ticket": f"{partition}-{offset}"}
         emit(f"send {topic}", SpanKind.PRODUCER, child(context), context, began_ns, ended_ns, {**attributes, **ticket})
 
 
@@ -86,58 +94,42 @@ def trace_id(headers: Headers) -> str | None:
     return None if context is None else f"{context.trace_id:032x}"
 
 
-def traceparents(records: Iterable[Record]) -> dict[int, bytes]:
-    """The trace of each record that names one, by its offset."""
-    return {record.offset: value for record in _naming(records) if (value := record.header(HEADER))}
-
-
-def sampled(records: Iterable[Record]) -> list[Sampled]:
-    """Those whose trace is kept, with the span that sent them."""
-    found: list[Sampled] = []
-    for record in _naming(records):
-        value = record.header(HEADER)
-        if is_sampled(value) and (context := parse(value)) is not None:
-            found.append((record, context))
-    return found
-
-
-def _naming(records: Iterable[Record]) -> Iterable[Record]:
-    """Those that name a trace: one cheap look, for most do not, and it is done for every record."""
-    return {record.offset: record for record in records for name, _ in record.headers if name == HEADER}.values()
+def _sampled(traces: Traces) -> list[tuple[int, SpanContext]]:
+    """Those that are kept, each the span that sent the record at that offset."""
+    parsed = [(offset, parse(value)) for offset, value in traces.items() if is_sampled(value)]
+    return [(offset, context) for offset, context in parsed if context is not None]
 
 
 def _write(
     topic: str,
     partition: int,
-    records: Sequence[Record],
+    count: int,
+    traces: Traces,
     polled_ns: tuple[int, int],
     began_ns: int,
     query: str,
     error: str | None,
 ) -> None:
-    kept = sampled(records)
+    kept = _sampled(traces)
     if not kept and error is None:
         return
     ended_ns = time.time_ns()
     polling, working = f"poll {topic}", f"process {topic}"
     poll, work = messaging(topic, partition, "poll", "receive"), messaging(topic, partition, "process", "process")
-    stored = telemetry.database(query, len(records))
+    stored = telemetry.database(query, count)
 
     receipt = child(None)
     batch = child(receipt)
     links = [context for _, context in kept[:LINKS_MAX]]
-    count: Attributes = {"messaging.batch.message_count": len(records)}
+    size: Attributes = {"messaging.batch.message_count": count}
     worked_ns = began_ns, ended_ns
-    emit(polling, SpanKind.CLIENT, receipt, None, *polled_ns, {**poll, **count}, links=links)
-    emit(working, SpanKind.CONSUMER, batch, receipt, *worked_ns, {**work, **count}, links=links, error=error)
+    emit(polling, SpanKind.CLIENT, receipt, None, *polled_ns, {**poll, **size}, links=links)
+    emit(working, SpanKind.CONSUMER, batch, receipt, *worked_ns, {**work, **size}, links=links, error=error)
     emit(query, SpanKind.CLIENT, child(batch), batch, *worked_ns, stored, error=error)
 
     since_read_ns = polled_ns[1], ended_ns
-    for record, sender in kept:
-        place: Attributes = {
-            "messaging.kafka.offset": record.offset,
-            "firstcome.ticket": f"{partition}-{record.offset}",
-        }
+    for offset, sender in kept:
+        place: Attributes = {"messaging.kafka.offset": offset, "firstcome.ticket": f"{partition}-{offset}"}
         own = child(sender)
         emit(polling, SpanKind.CLIENT, child(sender), sender, *polled_ns, {**poll, **place})
         emit(working, SpanKind.CONSUMER, own, sender, *since_read_ns, {**work, **place}, links=[batch], error=error)

@@ -24,7 +24,7 @@ from services.runtime.log import Seldom
 
 seldom_log = Seldom(__name__)
 
-FETCH_BYTES_MAX = 4 * 1024 * 1024
+FETCH_BYTES_MAX = 2 * 1024 * 1024
 """Of one answer; a larger batch of the log still comes, alone."""
 FETCH_WAIT_MS = 500
 """For how long the broker may keep a request that it has nothing for. What is asked next waits behind it."""

@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
@@ -21,6 +22,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.partitioner import murmur2
 
+from services.domain.model import maker
 from services.runtime import kafka_security, metrics
 from services.runtime.fetching import EARLIEST, FETCH_WAIT_MS, LATEST, Fetched, PartitionLog
 from services.runtime.log import get_logger
@@ -45,8 +47,8 @@ LINE_MESSAGE_BYTES_MAX = 1_048_576
 """Default of the line's max.message.bytes; what is fetched and dead-lettered may be DLQ_ALLOWANCE_BYTES larger."""
 DLQ_ALLOWANCE_BYTES = 65_536
 BATCH_BYTES_MAX = 512 * 1024
-STEP_MESSAGES = 250
-"""How many messages are put into batches, half a millisecond, before other tasks get their turn."""
+STEP_MESSAGES = 500
+"""How many messages are put into batches, about 1 ms, before other tasks get their turn."""
 REQUEST_TIMEOUT_MS = 10_000
 DELIVERY_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
@@ -136,11 +138,17 @@ class Message(NamedTuple):
     headers: Sequence[tuple[str, bytes | None]]
 
 
+make_record, make_message = maker(Record), maker(Message)
+
+
 class Appended(NamedTuple):
     """Where the broker put a message, and when (LogAppendTime; -1 on a topic with CreateTime)."""
 
     offset: int
     timestamp_ms: int
+
+
+make_appended = maker(Appended)
 
 
 def home_partition(key: bytes, partition_count: int) -> int:
@@ -215,7 +223,8 @@ class RecordProducer:
             if metadata.offset < 0:
                 # DuplicateSequenceNumber: aiokafka reports success without knowing where.
                 raise KafkaError("the broker has the batch already but does not say where")
-            appended += [Appended(metadata.offset + i, metadata.timestamp) for i in range(count)]
+            offsets = range(metadata.offset, metadata.offset + count)
+            appended += map(make_appended, zip(offsets, repeat(metadata.timestamp)))
         return appended
 
     async def _current(self) -> Any:
@@ -424,7 +433,7 @@ class PartitionReader:
 
 
 def _to_records(found: Sequence[Any]) -> list[Record]:
-    return [Record(r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in found]
+    return [make_record((r.offset, r.timestamp, r.key, r.value, tuple(r.headers))) for r in found]
 
 
 @contextlib.contextmanager

@@ -24,7 +24,6 @@ from services.domain.model import (
     CouponId,
     CouponState,
     Issued,
-    IssueRequest,
     LineRecord,
     Parked,
     ParkReason,
@@ -39,10 +38,12 @@ from services.domain.model import (
     Verdict,
     is_id,
     is_request_id,
+    make_issue_request,
+    maker,
     printable,
 )
 from services.runtime import kafka
-from services.runtime.kafka import Message, Record
+from services.runtime.kafka import Message, Record, make_message
 
 RECORD_BYTES_MAX = 65_536
 """Key, value and headers of a record of the line; larger ones are parked as TOO_LARGE."""
@@ -145,11 +146,7 @@ def _fixed_headers(ce_type: str, source: bytes) -> tuple[tuple[str, bytes | None
 def _headers(
     ce_type: str, ce_id: bytes, source: bytes, ce_time: bytes, traceparent: bytes | None
 ) -> list[tuple[str, bytes | None]]:
-    headers: list[tuple[str, bytes | None]] = [
-        *_fixed_headers(ce_type, source),
-        ("ce_id", ce_id),
-        ("ce_time", ce_time),
-    ]
+    headers = [*_fixed_headers(ce_type, source), ("ce_id", ce_id), ("ce_time", ce_time)]
     if traceparent:
         headers.append((kafka.TRACEPARENT, traceparent))
     return headers
@@ -176,12 +173,13 @@ def _decode(record: Record) -> LineRecord:
     redriven = False
     size = len(record.key or b"") + len(record.value or b"")
     for name, header in record.headers:  # once, for there are as many as seven a record
-        size += (len(name) if name.isascii() else len(name.encode())) + len(header or b"")
+        size += len(name) + len(header or b"")
         if name == kafka.CE_TYPE and ce_type is None:
             ce_type = header
         elif name in _REDRIVE_HEADERS:
             redriven = True
-    if size > RECORD_BYTES_MAX:
+    # A character is one to four bytes: only where that matters they are counted.
+    if size * 4 > RECORD_BYTES_MAX and (size := record.size()) > RECORD_BYTES_MAX:
         return _unprocessable(record, ParkReason.TOO_LARGE, f"{size} bytes where {RECORD_BYTES_MAX} are allowed")
     if not record.value:
         return _unprocessable(record, ParkReason.EMPTY, "the record has no value")
@@ -210,14 +208,7 @@ def _decode_issue(record: Record, value: bytes, redriven: bool) -> LineRecord:
         return _bad_ids(record, redrive, coupon_id=coupon_id, user_id=user_id, request_id=request_id)
     if record.key != key:
         return _key_mismatch(record, coupon_id, user_id, request_id, redrive)
-    return IssueRequest(
-        record.offset,
-        record.timestamp_ms * 1000,
-        CouponId(coupon_id),
-        UserId(user_id),
-        RequestId(request_id),
-        redrive,
-    )
+    return make_issue_request((record.offset, record.timestamp_ms * 1000, coupon_id, user_id, request_id, redrive))
 
 
 def _decode_change(record: Record, value: bytes) -> LineRecord:
@@ -337,6 +328,9 @@ class Outcome(NamedTuple):
     value: bytes
 
 
+_make_outcome = maker(Outcome)
+
+
 def outcome(partition: int, verdict: Verdict) -> Outcome:
     """The outcome event of a verdict."""
     ticket = f"{partition}-{verdict.offset}"
@@ -367,7 +361,7 @@ def outcome(partition: int, verdict: Verdict) -> Outcome:
     else:
         ce_type, value = CHANGED, change_outcome(partition, verdict)
     key = verdict.coupon_id.encode() if verdict.coupon_id is not None else None
-    return Outcome(verdict.offset, verdict.time_us, key, ce_type, value)
+    return _make_outcome((verdict.offset, verdict.time_us, key, ce_type, value))
 
 
 _issued = events_pb2.CouponIssuedEvent()
@@ -426,7 +420,7 @@ def outcome_message(line_topic: str, partition: int, told: Outcome, traceparent:
     """The record of the outcomes topic; `ce_id` is that of the record that decided."""
     ce_id = f"{line_topic}/{partition}/{told.offset}".encode()
     headers = _headers(told.ce_type, ce_id, LEDGER_SOURCE, rfc3339(told.time_us), traceparent)
-    return Message(told.key, told.value, headers)
+    return make_message((told.key, told.value, headers))
 
 
 # Dead letters

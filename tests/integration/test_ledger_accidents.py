@@ -127,7 +127,8 @@ async def test_a_death_loses_nothing_and_doubles_nothing(
 async def test_dead_letters_are_not_put_again_when_the_next_batch_is_committed_before_their_outcomes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumer, "IDLE_MS", 10_000)  # the next batch comes before the ledger waits for this one
+    for name in ("FIRST_IDLE_MS", "IDLE_MS"):  # the next batch comes before the ledger waits for this one
+        monkeypatch.setattr(consumer, name, 10_000)
     on_dlq, next_settled = asyncio.Event(), asyncio.Event()
 
     class Telling(LedgerStore):
@@ -203,7 +204,7 @@ async def test_a_zombie_with_an_old_position_writes_nothing(world: World) -> Non
     await world.settle()
     before, rows = await world.settled_rows(), await world.progress()
     records = await world.line()
-    batch = consumer.Batch(records, [wire.decode(record, HOME) for record in records], (0, 0))
+    batch = consumer.Batch(records, [wire.decode(record, HOME) for record in records], {}, (0, 0))
     with pytest.raises(PositionLost):
         await world.store.settle(old, old.behind(records[-1]), batch.decoded, ParkedRun(0, 0))
     with pytest.raises(PositionLost):

@@ -24,7 +24,7 @@ async def write_verdicts(db: Any, partition: int, verdicts: Sequence[Verdict]) -
     ledger, batch = _at_work.get()
     published_offset = ledger._published_offset
     # Its own publication, too early by one step.
-    await _publish(ledger, Settled(batch.records, verdicts, _Nowhere()))  # type: ignore[arg-type]
+    await _publish(ledger, Settled(batch.records, verdicts, batch.traces, _Nowhere()))  # type: ignore[arg-type]
     ledger._published_offset = published_offset
     await _write_verdicts(db, partition, verdicts)
 
