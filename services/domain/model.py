@@ -28,7 +28,7 @@ TIME_US_MIN = -62_135_596_800_000_000
 TIME_US_MAX = 253_402_300_799_999_999
 
 _ID = re.compile(r"[A-Za-z0-9._~@:+\-]{1,128}")
-_UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
+_UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 _TICKET = re.compile(r"(0|[1-9][0-9]{0,9})-(0|[1-9][0-9]{0,18})")
 _OFFSET_MAX = 2**63 - 1
 _PARTITION_MAX = 2**31 - 1

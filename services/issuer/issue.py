@@ -19,7 +19,7 @@ from services.issuer.store import ChangeRow, Granted, IssuerStore, Verdict
 from services.issuer.validation import IssueCall
 from services.runtime import telemetry, wire
 from services.runtime.coalesce import Coalescer, QueueFull
-from services.runtime.kafka import Appended, KafkaAway, Message
+from services.runtime.kafka import Appended, KafkaAway, Message, make_message
 from services.runtime.log import Seldom
 from services.runtime.postgres import DatabaseAway
 from services.runtime.rpc_errors import Refusal, unavailable
@@ -113,9 +113,10 @@ class IssuePath:
                         if answer is not None:
                             continue
                         open_coupons.add(call.coupon_id)
-                    place = Place(index, call, self._register(call), found.partition)
+                    waiter = self._tail.register(_key(call)) if call.wait else None
+                    place = Place(index, call, waiter, found.partition)
                     by_partition[found.partition].append(place)
-                    if place.waiter is not None:
+                    if waiter is not None:
                         waiting.append(place)
                 except Refusal as refusal:
                     answers_[index] = refusal
@@ -144,9 +145,6 @@ class IssuePath:
         if unsettled > self._unsettled_max:
             raise unavailable("OVERLOADED", f"{unsettled} requests are in the line already", call.request_id)
         return None
-
-    def _register(self, call: IssueCall) -> Waiter | None:
-        return self._tail.register(_key(call)) if call.wait else None
 
     async def _take_places(
         self, partition: int, places: Sequence[Place], caller: Caller, answers_: list[Answer | None]
@@ -222,7 +220,7 @@ def _messages(calls: Sequence[IssueCall], ce_time: bytes, traceparent: bytes | N
         headers = wire.request_headers(
             wire.ISSUE_REQUESTED, f"{coupon_id}/{user_id}/{request_id}", ce_time, traceparent
         )
-        messages.append(Message(coupon_id.encode(), event.SerializeToString(), headers))
+        messages.append(make_message((coupon_id.encode(), event.SerializeToString(), headers)))
     return messages
 
 

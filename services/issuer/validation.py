@@ -20,6 +20,7 @@ from services.domain.model import (
     UserId,
     is_id,
     is_request_id,
+    maker,
     printable,
 )
 from services.runtime.fields import ID_RULE, Fields, new_request_id
@@ -37,6 +38,9 @@ class IssueCall(NamedTuple):
     user_id: UserId
     request_id: RequestId
     wait: bool
+
+
+_make_issue_call = maker(IssueCall)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ def issue_call(request: issuer_pb2.IssueCouponRequest) -> IssueCall:
         fields.identifier("user_id", user_id)
         fields.request_id(request_id)
         fields.finish(request_id)
-    return IssueCall(coupon_id, UserId(user_id), RequestId(request_id), request.wait)
+    return _make_issue_call((coupon_id, user_id, request_id, request.wait))
 
 
 @lru_cache(maxsize=4_096)
