@@ -139,11 +139,11 @@ class IssuePath:
             return answers.granted(known.granted)
         if reason is not None:
             if known.behind:
-                raise _behind(call)
-            raise answers.refusal(reason, call.coupon_id, call.user_id, call.request_id)
+                return _behind(call)
+            return answers.refusal(reason, call.coupon_id, call.user_id, call.request_id)
         unsettled = self._tail.unsettled(known.partition, self._line.end(known.partition))
         if unsettled > self._unsettled_max:
-            raise unavailable("OVERLOADED", f"{unsettled} requests are in the line already", call.request_id)
+            return unavailable("OVERLOADED", f"{unsettled} requests are in the line already", call.request_id)
         return None
 
     async def _take_places(

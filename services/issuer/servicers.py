@@ -141,7 +141,7 @@ def _write(answer: Answer, result: issuer_pb2.IssueResult) -> str:
         answer.write(result.issuance)
         return "ACCEPTED"
     if isinstance(answer, Refusal):
-        result.error.CopyFrom(answer.status())
+        answer.write(result.error)
         return answer.reason
     result.issuance.CopyFrom(answer)
     return _State.Name(answer.state)

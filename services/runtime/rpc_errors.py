@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple
 
 import grpc
@@ -210,33 +211,48 @@ class Refusal(Exception):
 
     def status(self) -> Status:
         """google.rpc.Status with ErrorInfo and the catalogue's detail."""
-        info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=dict(self.metadata))
-        details = [_packed(info), *(_packed(detail) for detail in self._details())]
-        return Status(code=self.code.value[0], message=self.message, details=details)
+        status = Status()
+        self.write(status)
+        return status
 
-    def _details(self) -> list[Message]:
-        kind = CATALOGUE[self.reason].detail
-        if kind is Detail.FIELDS:
+    def write(self, status: Status) -> None:
+        """The same, into an empty one: of a batch's, each where it stays."""
+        row = CATALOGUE[self.reason]
+        status.code = row.code.value[0]
+        status.message = self.message
+        status.details.add().Pack(
+            error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=dict(self.metadata))
+        )
+        if row.detail is Detail.PRECONDITION:
+            status.details.append(_precondition(self.reason, self.resource, self.message))
+        elif (detail := self._detail(row.detail)) is not None:
+            status.details.add().Pack(detail)
+
+    def _detail(self, kind: Detail) -> Message | None:
+        detail: Message | None = None
+        if kind is Detail.FIELDS and self.violations:
             fields = [
                 error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
                 for v in self.violations
             ]
-            return [error_details_pb2.BadRequest(field_violations=fields)] if fields else []
-        if kind is Detail.PRECONDITION:
-            violation = error_details_pb2.PreconditionFailure.Violation(
-                type=self.reason, subject=self.resource, description=self.message
+            detail = error_details_pb2.BadRequest(field_violations=fields)
+        elif kind is Detail.RESOURCE:
+            detail = error_details_pb2.ResourceInfo(
+                resource_type=_RESOURCE_TYPES[self.reason], resource_name=self.resource, description=self.message
             )
-            return [error_details_pb2.PreconditionFailure(violations=[violation])]
-        if kind is Detail.RESOURCE:
-            return [
-                error_details_pb2.ResourceInfo(
-                    resource_type=_RESOURCE_TYPES[self.reason], resource_name=self.resource, description=self.message
-                )
-            ]
-        if kind is Detail.RETRY:
+        elif kind is Detail.RETRY:
             delay = Duration(seconds=self.retry_after_ms // 1000, nanos=self.retry_after_ms % 1000 * 1_000_000)
-            return [error_details_pb2.RetryInfo(retry_delay=delay)]
-        return []
+            detail = error_details_pb2.RetryInfo(retry_delay=delay)
+        return detail
+
+
+@lru_cache(maxsize=1_024)
+def _precondition(reason: str, resource: str, message: str) -> Any:
+    """Cached, for after a sell-out all are told the same."""
+    violation = error_details_pb2.PreconditionFailure.Violation(type=reason, subject=resource, description=message)
+    packed = Any()
+    packed.Pack(error_details_pb2.PreconditionFailure(violations=[violation]))
+    return packed
 
 
 _RESOURCE_TYPES = {
@@ -247,12 +263,6 @@ _RESOURCE_TYPES = {
     "REPLAY_JOB_NOT_FOUND": "coupon.v1.ReplayJob",
     "COUPON_EXISTS": "coupon.v1.Coupon",
 }
-
-
-def _packed(message: Message) -> Any:
-    packed = Any()
-    packed.Pack(message)
-    return packed
 
 
 def invalid(violations: Sequence[Violation], request_id: str = "") -> Refusal:

@@ -35,6 +35,19 @@ def test_every_error_has_its_info_first_and_then_its_detail(reason: str) -> None
     assert names == ([] if detail is Detail.NONE else [f"google.rpc.{detail.value}"])
 
 
+def test_a_detail_that_many_are_told_is_of_their_own_coupon_and_nobody_can_change_it() -> None:
+    for _ in range(2):
+        for reason in ("SOLD_OUT", "PAUSED"):
+            for coupon in ("coupons/x", "coupons/y"):
+                status = Refusal(reason, f"{coupon} {reason}", resource=coupon).status()
+                told = error_details_pb2.PreconditionFailure()
+                assert status.details[1].Unpack(told)
+                (violation,) = told.violations
+                assert (violation.type, violation.subject) == (reason, coupon)
+                assert violation.description == f"{coupon} {reason}"
+                status.details[1].Clear()
+
+
 def test_what_is_worth_trying_again_says_when() -> None:
     assert {reason for reason, row in CATALOGUE.items() if row.detail is Detail.RETRY} == _RETRIED
     unavailable_codes = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
