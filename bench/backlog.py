@@ -22,7 +22,7 @@ from bench.systems import Firstcome
 from stack.services import STOP_ORDER
 
 COUPON = "hot"
-BATCH_ROWS = 4_000
+BATCH_ROWS = 8_000
 PRODUCER_BATCH_BYTES = 512 * 1024
 User = tuple[str, str]
 """user_id and request_id."""

@@ -22,7 +22,7 @@ from services.runtime.progress import Halted, NotTheLog, Position, check_log, po
 
 SETTLING = "UPDATE ledger_progress; SELECT coupon user_coupon; COPY user_coupon rejected_issue; UPDATE coupon"
 """The transaction in short, for traces."""
-BATCH_RECORDS_MAX = 4_000
+BATCH_RECORDS_MAX = 8_000
 STEP_RECORDS = 250
 """How many records are worked on, about 1 ms, before other tasks get their turn."""
 IDLE_MS = 1_000
