@@ -51,7 +51,7 @@ class ChangePath:
         waiter = self._tail.register(key)
         try:
             with telemetry.send(self._line.topic, known.partition, coupon_id):
-                message = _message(event, telemetry.traceparent(caller.traceparent))
+                message = _message(event, telemetry.traceparent())
                 (where,) = await self._line.append(known.partition, [message])
             ticket = Ticket(known.partition, where.offset)
             waiter.bind(ticket)

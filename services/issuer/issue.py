@@ -35,9 +35,8 @@ ANSWER_MARGIN_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What a call brings beside its request: its trace, and its deadline on the monotonic clock, if it has one."""
+    """Who waits for the answer: until when, on the monotonic clock, if not for ever."""
 
-    traceparent: Sequence[tuple[str, str | bytes]] | None
     deadline_s: float | None
 
     def wait_s(self) -> float:
@@ -152,7 +151,7 @@ class IssuePath:
         first = places[0].call
         try:
             with telemetry.send(self._line.topic, partition, first.coupon_id, len(places)) as sending:
-                traceparent = telemetry.traceparent(caller.traceparent)
+                traceparent = telemetry.traceparent()
                 ce_time = wire.rfc3339(time.time_ns() // 1_000_000 * 1_000)
                 messages = _messages([place.call for place in places], ce_time, traceparent)
                 appended: Sequence[Appended] = await self._line.append(partition, messages)

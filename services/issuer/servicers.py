@@ -118,8 +118,7 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
 
 def _caller(context: Any) -> Caller:
     remaining_s = context.time_remaining()
-    deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
-    return Caller(context.invocation_metadata(), deadline_s)
+    return Caller(None if remaining_s is None else time.monotonic() + remaining_s)
 
 
 def _checked(request: issuer_pb2.IssueCouponRequest) -> validation.IssueCall | Refusal:

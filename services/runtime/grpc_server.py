@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from services.domain.model import is_request_id, printable
-from services.runtime import auth, metrics, telemetry, tls
+from services.runtime import auth, metrics, telemetry, tls, trace_context
 from services.runtime.auth import LOCAL, METHODS, Callers, Role, caller_name, need_role, set_caller
 from services.runtime.config import Access, ConfigError, is_loopback
 from services.runtime.health import Health, bind
@@ -155,6 +155,8 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         method = handler_call_details.method
+        # Of the task in which the call is answered, too; asking its context for them makes them anew each time.
+        trace_context.incoming.set(handler_call_details.invocation_metadata or ())
         guarded = self._handlers.get(method)
         if guarded is None:
             handler = await continuation(handler_call_details)
@@ -184,7 +186,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 _count(method, "DEADLINE_EXCEEDED", time.perf_counter())
                 return await context.abort(*TOO_LATE)
             began_s = time.perf_counter()
-            span = telemetry.begin_call(method, context.invocation_metadata())
+            span = telemetry.begin_call(method)
             request, refusal, outcome = None, None, "OK"
             self.calls_in_flight += 1
             try:
@@ -215,7 +217,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 _count(method, "DEADLINE_EXCEEDED", time.perf_counter())
                 await context.abort(*TOO_LATE)
             began_s = time.perf_counter()
-            span = telemetry.begin_call(method, context.invocation_metadata())
+            span = telemetry.begin_call(method)
             request, outcome = None, "CANCELLED"
             self.calls_in_flight += 1
             try:

@@ -25,7 +25,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
 
 from services.runtime import trace_context
-from services.runtime.trace_context import NOT_SAMPLED, SAMPLED, Metadata, child, current
+from services.runtime.trace_context import NOT_SAMPLED, SAMPLED, child, current
 
 FLUSH_TIMEOUT_MS = 3_000
 QUEUE_SPANS_MAX = 16_384
@@ -131,7 +131,7 @@ def database(summary: str, batch: int) -> dict[str, str | int]:
     }
 
 
-def traceparent(metadata: Metadata | None) -> bytes | None:
+def traceparent() -> bytes | None:
     """The header for what a call causes: the span under way, or the caller's own passed on.
 
     None where nobody keeps the trace and no caller has begun it: a header of each record would cost the ledger a tenth.
@@ -139,7 +139,7 @@ def traceparent(metadata: Metadata | None) -> bytes | None:
     context = current.get()
     if context is not None and context.trace_flags & SAMPLED:
         return trace_context.header(context)
-    parent = trace_context.from_metadata(metadata)
+    parent = trace_context.from_metadata(trace_context.incoming.get())
     if parent is None:
         return None
     return trace_context.header(parent if context is None else context)
@@ -157,17 +157,15 @@ class Call:
     start_ns: int
 
 
-def begin_call(method: str, metadata: Metadata | None) -> Call | None:
+def begin_call(method: str) -> Call | None:
     """The server's span of a call, current from now on. `method`: as /package.Service/Method."""
-    trace_context.incoming.set(metadata or ())
     if _exporting is None:
         return None
-    parent = trace_context.from_metadata(metadata)
-    context = child(parent)
+    parent = trace_context.from_metadata(trace_context.incoming.get())
     above = None if parent is None else trace.set_span_in_context(NonRecordingSpan(parent))
-    sampling = _exporting.sampler.should_sample(above, context.trace_id, method[1:], SpanKind.SERVER)
-    if sampling.decision is not Decision.RECORD_AND_SAMPLE:
-        context = SpanContext(context.trace_id, context.span_id, is_remote=False, trace_flags=NOT_SAMPLED)
+    trace_id = trace_context.trace_id_under(parent)
+    sampling = _exporting.sampler.should_sample(above, trace_id, method[1:], SpanKind.SERVER)
+    context = trace_context.span(trace_id, SAMPLED if sampling.decision is Decision.RECORD_AND_SAMPLE else NOT_SAMPLED)
     current.set(context)
     return Call(context, parent, time.time_ns())
 

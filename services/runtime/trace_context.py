@@ -55,7 +55,16 @@ def header(context: SpanContext) -> bytes:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}".encode()
 
 
-def child(parent: SpanContext | None, flags: TraceFlags = SAMPLED) -> SpanContext:
-    """A new span of the parent's trace, or of a new one."""
-    trace_id = parent.trace_id if parent is not None else random.getrandbits(128) or 1
+def child(parent: SpanContext | None) -> SpanContext:
+    """A new sampled span of the parent's trace, or of a new one."""
+    return span(trace_id_under(parent), SAMPLED)
+
+
+def trace_id_under(parent: SpanContext | None) -> int:
+    """The parent's, or a new one."""
+    return parent.trace_id if parent is not None else random.getrandbits(128) or 1
+
+
+def span(trace_id: int, flags: TraceFlags) -> SpanContext:
+    """A new span of that trace."""
     return SpanContext(trace_id, random.getrandbits(64) or 1, is_remote=False, trace_flags=flags)
