@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -78,6 +78,7 @@ class GrpcServer:
             ],
             maximum_concurrent_rpcs=concurrent_calls_max + SERVER_HEADROOM_CALLS,
         )
+        _queue_apart(self.server, ISSUING)
 
     async def start(self, listen: str, services: Sequence[str]) -> None:
         """Serve; `services` are the full names that reflection and health speak of. Raises OSError."""
@@ -207,7 +208,9 @@ class Boundary(grpc.aio.ServerInterceptor):
                 _count(method, outcome, began_s, request, span)
                 if recorded:
                     _record(method, request, outcome)
-            return await _abort(context, _with_request_id(refusal, request))
+            aborting = _abort(context, _with_request_id(refusal, request))
+            del context
+            return await aborting
 
         return call
 
@@ -296,6 +299,20 @@ class Boundary(grpc.aio.ServerInterceptor):
                 raise refusal
 
 
+def _queue_apart(server: grpc.aio.Server, methods: Container[str]) -> None:
+    """Let calls of these methods wait apart from all others to be looked at: a rush of them holds up nothing else.
+
+    By default each method has a queue of its own, and grpc.aio waits for all of them anew with every call.
+    """
+    register = server.add_registered_method_handlers
+
+    def register_few(service_name: str, method_handlers: Mapping[str, Any]) -> None:
+        few = {name: one for name, one in method_handlers.items() if f"/{service_name}/{name}" in methods}
+        register(service_name, few)
+
+    server.add_registered_method_handlers = register_few  # type: ignore[method-assign]
+
+
 async def _write_all(messages: Any, context: Any) -> None:
     # Written, not yielded on: a caller who leaves ends it here and now, not when the collector comes by.
     async with contextlib.aclosing(messages):
@@ -338,7 +355,7 @@ def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:
 
 def _refusal(error: Exception) -> Refusal | None:
     if isinstance(error, Refusal):
-        return error
+        return error.with_traceback(None)  # it names the frame that keeps the refusal: see _abort
     if isinstance(error, DatabaseAway):
         seldom_log.warning("database_unavailable", error=str(error))
         return unavailable("DATABASE_UNAVAILABLE", "the database does not answer; call again")
@@ -361,8 +378,15 @@ def _with_request_id(refusal: Refusal | None, request: Any) -> Refusal | None:
     return refusal
 
 
-async def _abort(context: Any, refusal: Refusal | None) -> Any:
+def _abort(context: Any, refusal: Refusal | None) -> Awaitable[Any]:
+    """To be awaited by one who has let go of the context: it keeps the error, whose traceback keeps his frame.
+
+    Else each refused call would stay in memory until the collector comes by, which takes longer than refusing it.
+    """
+    aborting: Awaitable[Any]
     if refusal is None:
-        return await context.abort(grpc.StatusCode.INTERNAL, "an error that was not foreseen; it has been logged")
-    status = rpc_status.to_status(refusal.status())
-    return await context.abort(status.code, status.details, status.trailing_metadata)
+        aborting = context.abort(grpc.StatusCode.INTERNAL, "an error that was not foreseen; it has been logged")
+    else:
+        status = rpc_status.to_status(refusal.status())
+        aborting = context.abort(status.code, status.details, status.trailing_metadata)
+    return aborting

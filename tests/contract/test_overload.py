@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import sys
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from services.issuer import __main__ as issuer_main
 from services.runtime.config import Access
 from services.runtime.grpc_server import GrpcServer
 from services.runtime.health import Health
+from services.runtime.rpc_errors import Refusal
 from stack import Services, Stack, free_port
 from tests.contract.issuing import SERVING, System, eventually, failure_of, health_of, new_id
 
@@ -47,10 +50,16 @@ class Holding(issuer_pb2_grpc.IssuerServiceServicer):
     def __init__(self) -> None:
         self.go = asyncio.Event()
         self.streams = 0
+        self.refused: list[weakref.ref[Refusal]] = []
 
     async def IssueCoupon(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self.go.wait()
         return issuer_pb2.Issuance()
+
+    async def GetIssuance(self, request: Any, context: Any) -> Any:  # noqa: N802
+        refusal = Refusal("ISSUANCE_NOT_FOUND", "there is none")
+        self.refused.append(weakref.ref(refusal))
+        raise refusal
 
     async def WatchIssuance(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         self.streams += 1
@@ -111,6 +120,22 @@ async def test_every_call_above_the_limit_is_told_when_to_come_back() -> None:
                 assert failure.reason == "OVERLOADED"
                 assert "RetryInfo" in failure.details
         assert held.server.boundary.calls_in_flight == 0
+
+
+async def test_a_refused_call_is_gone_without_the_collector() -> None:
+    async with holding(50) as held:
+
+        async def gone() -> bool:
+            return not any(refusal() for refusal in held.servicer.refused[1:-1])  # grpc keeps the first and the last
+
+        gc.disable()
+        try:
+            for _ in range(4):
+                call = held.stub.GetIssuance(issuer_pb2.GetIssuanceRequest(), timeout=60)
+                assert await call.code() == grpc.StatusCode.NOT_FOUND
+            await eventually(gone)
+        finally:
+            gc.enable()
 
 
 async def test_a_rush_below_the_limit_is_held_whole_and_half_of_it_may_leave() -> None:
