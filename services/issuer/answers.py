@@ -34,13 +34,18 @@ _SENTENCES = {
 
 def issuance(coupon_id: CouponId, user_id: UserId, request_id: str, ticket: Ticket | None) -> _Issuance:
     """An issuance without its state."""
-    return _Issuance(
-        name=f"coupons/{coupon_id}/issuances/{user_id}",
-        coupon=f"coupons/{coupon_id}",
-        user_id=user_id,
-        request_id=request_id,
-        ticket=str(ticket) if ticket is not None else "",
-    )
+    answer = _Issuance()
+    _write(answer, coupon_id, user_id, request_id, str(ticket) if ticket is not None else "")
+    return answer
+
+
+def _write(answer: _Issuance, coupon_id: str, user_id: str, request_id: str, ticket: str) -> None:
+    coupon = f"coupons/{coupon_id}"
+    answer.name = f"{coupon}/issuances/{user_id}"
+    answer.coupon = coupon
+    answer.user_id = user_id
+    answer.request_id = request_id
+    answer.ticket = ticket
 
 
 def accepted(
@@ -48,19 +53,11 @@ def accepted(
 ) -> _Issuance:
     """In the line, `position` unsettled requests behind the next to be settled. Written into `answer`, which is empty:
     those of a batch where they stay, for a copy costs as much again."""
-    coupon = f"coupons/{coupon_id}"
-    answer.name = f"{coupon}/issuances/{user_id}"
-    answer.coupon = coupon
-    answer.user_id = user_id
-    answer.request_id = request_id
-    answer.ticket = ticket
+    _write(answer, coupon_id, user_id, request_id, ticket)
     answer.state = _Issuance.ACCEPTED
     answer.position_in_line = position
     if accept_us > 0:
-        seconds, micros = divmod(accept_us, 1_000_000)
-        time = answer.accept_time
-        time.seconds = seconds
-        time.nanos = micros * 1_000
+        wire.write_timestamp(answer.accept_time, accept_us)
     return answer
 
 

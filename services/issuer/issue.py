@@ -160,11 +160,10 @@ class IssuePath:
             for place in places:
                 answers_[place.index] = _away(error, place.call)
             return
-        settled = self._tail.settled_offset(partition)
         for place, (offset, timestamp_ms) in zip(places, appended, strict=True):
             place.offset = offset
             place.accept_us = timestamp_ms * 1000
-            place.ahead = max(0, offset - settled)
+            place.ahead = self._tail.unsettled(partition, offset)
             if place.waiter is None:
                 answers_[place.index] = place
             else:

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from services.domain.model import Coupon, CouponId, Reason, RequestId, Ticket, UserId
 from services.runtime import metrics, wire
-from services.runtime.kafka import CE_TYPE, KafkaAway, OutOfLog, PartitionReader, Record
+from services.runtime.kafka import CE_ID, CE_TYPE, KafkaAway, OutOfLog, PartitionReader, Record
 from services.runtime.log import Seldom, get_logger
 from services.runtime.pace import Pace
 from services.runtime.rpc_errors import unavailable
@@ -27,7 +27,6 @@ NO_USER = UserId("")
 """The user of a change's waiter."""
 
 _OFFSET_DIGITS_MAX = 19
-CE_ID = "ce_id"
 
 Event = events_pb2.CouponIssuedEvent | events_pb2.CouponRejectedEvent | events_pb2.CouponChangedEvent
 WaitKey = tuple[CouponId, UserId, RequestId]

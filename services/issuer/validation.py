@@ -23,7 +23,7 @@ from services.domain.model import (
     maker,
     printable,
 )
-from services.runtime.fields import ID_RULE, Fields, new_request_id
+from services.runtime.fields import ID_RULE, Fields, coupon_id_in, new_request_id
 
 BATCH_REQUESTS_MAX = 1_000
 _COUPON_NAME_LENGTH_MAX = len("coupons/") + ID_LENGTH_MAX
@@ -80,11 +80,8 @@ def issue_call(request: issuer_pb2.IssueCouponRequest) -> IssueCall:
     return _make_issue_call((coupon_id, user_id, request_id, request.wait))
 
 
-@lru_cache(maxsize=4_096)
-def _coupon_id(name: str) -> CouponId | None:
-    """The id in a coupon's name, None for what is none; cached, for a rush is about a few coupons."""
-    collection, _, coupon_id = name.partition("/")
-    return CouponId(coupon_id) if collection == "coupons" and is_id(coupon_id) else None
+_coupon_id = lru_cache(maxsize=4_096)(coupon_id_in)
+"""Cached, for a rush is about a few coupons."""
 
 
 def batch(request: issuer_pb2.BatchIssueCouponsRequest) -> Sequence[issuer_pb2.IssueCouponRequest]:

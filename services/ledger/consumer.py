@@ -52,8 +52,7 @@ class Batch:
 
     def part(self, start: int, end: int) -> Batch:
         records = self.records[start:end]
-        traces = {record.offset: self.traces[record.offset] for record in records if record.offset in self.traces}
-        return Batch(records, self.decoded[start:end], traces, self.polled_ns)
+        return Batch(records, self.decoded[start:end], batch_traces.only(self.traces, records), self.polled_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +140,7 @@ class PartitionLedger(PartitionWorker):
         """What comes next in the line, or nothing after an idle moment."""
         crowded = await self._linger()
         began_ns = time.time_ns()
-        idle_ms = IDLE_MS if position.published_offset == position.next_offset else min(FIRST_IDLE_MS, IDLE_MS)
+        idle_ms = IDLE_MS if position.published_offset == position.next_offset else FIRST_IDLE_MS
         step = await poll_behind(self._line, position, max_records=STEP_RECORDS, timeout_ms=idle_ms)
         records: list[Record] = []
         decoded: list[LineRecord] = []
@@ -221,7 +220,7 @@ class PartitionLedger(PartitionWorker):
             ]
             began_ns = time.time_ns()
             appended = await self._producer.append(self._topics.dlq, self._partition, dead)
-            dead_traces = batch_traces.traceparents(record for record, _ in parked)
+            dead_traces = batch_traces.only(traces, (record for record, _ in parked))
             batch_traces.sent(self._topics.dlq, self._partition, dead_traces, began_ns)
             dlq_offset = appended[-1].offset + 1
             failpoints.reach("ledger.dead_letters_published")

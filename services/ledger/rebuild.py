@@ -16,7 +16,7 @@ from services.ledger.rebuild_store import NotEmpty, RebuildStore
 from services.ledger.store import LedgerStore
 from services.runtime import lifecycle
 from services.runtime.config import LedgerConfig
-from services.runtime.kafka import KafkaAway, OutOfLog, PartitionReader, Record, RecordProducer, Topics
+from services.runtime.kafka import CE_ID, KafkaAway, OutOfLog, PartitionReader, Record, RecordProducer, Topics
 from services.runtime.postgres import BooksWrong, DatabaseAway, create_engine
 from services.runtime.progress import Halted, NotTheLog, Overtaken, Position
 
@@ -160,7 +160,7 @@ async def _published(outcomes: PartitionReader, line_topic: str, partition: int)
 
 def _decided_by(outcome: Record, line: str) -> int | None:
     """The offset in the line of the record that an outcome is of, from its `ce_id`."""
-    of, _, digits = (outcome.header("ce_id") or b"").decode(errors="replace").rpartition("/")
+    of, _, digits = (outcome.header(CE_ID) or b"").decode(errors="replace").rpartition("/")
     return int(digits) if of == line and digits.isascii() and digits.isdecimal() else None
 
 

@@ -32,6 +32,11 @@ def traceparents(records: Iterable[Record]) -> Traces:
     return {offset: value for offset, record in naming.items() if (value := record.header(HEADER))}
 
 
+def only(traces: Traces, records: Iterable[Record]) -> Traces:
+    """Those of these records."""
+    return {record.offset: traces[record.offset] for record in records if record.offset in traces}
+
+
 @contextlib.contextmanager
 def process(
     topic: str, partition: int, count: int, traces: Traces, polled_ns: tuple[int, int], query: str

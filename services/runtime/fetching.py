@@ -60,7 +60,7 @@ class Fetched:
             found = list(islice(self._records, count))
         except UnicodeDecodeError:
             seldom_log.warning("header_name_not_utf8", offset=self.offset)
-            self._records = _lenient_records(self._raw, self.offset)
+            self._records = _records(_lenient_batches(self._raw), self.offset)
             found = list(islice(self._records, count))
         self.offset = found[-1].offset + 1 if found else self.next_offset
         return found
@@ -157,19 +157,21 @@ class _Buffer(bytearray):
         return _Name(found) if isinstance(at, slice) else found
 
 
-def _lenient_records(raw: bytes, offset: int) -> Iterator[Any]:
+class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]
+    _buffer: bytearray
+
+    def __iter__(self) -> Iterator[Any]:
+        records: Iterator[Any] = super().__iter__()
+        self._buffer = _Buffer(self._buffer)
+        return records
+
+
+def _lenient_batches(raw: bytes) -> Iterator[Any]:
     start = 0
     while start + _BATCH_HEADER.size <= len(raw):
         _, length = _BATCH_HEADER.unpack_from(raw, start)
         end = start + _BATCH_HEADER.size + length
         if end > len(raw):
             return
-        batch = _DefaultRecordBatchPy(raw[start:end])
+        yield _LenientBatch(raw[start:end])
         start = end
-        if batch.is_control_batch or batch.next_offset <= offset:
-            continue
-        if not batch.validate_crc():
-            raise CorruptRecordException(f"the batch at {batch.base_offset} does not have its checksum")
-        records = iter(batch)
-        batch._buffer = _Buffer(batch._buffer)
-        yield from (record for record in records if record.offset >= offset)

@@ -34,6 +34,12 @@ def new_request_id() -> RequestId:
     return RequestId(str(uuid.uuid4()))
 
 
+def coupon_id_in(name: str) -> CouponId | None:
+    """The id in coupons/{coupon_id}, None for what is no such name."""
+    collection, _, coupon_id = name.partition("/")
+    return CouponId(coupon_id) if collection == "coupons" and is_id(coupon_id) else None
+
+
 class Fields:
     """Collects violations; `finish` raises them all."""
 
@@ -50,10 +56,9 @@ class Fields:
         return text
 
     def coupon_name(self, field: str, text: str) -> CouponId:
-        collection, _, coupon_id = text.partition("/")
-        if collection != "coupons" or not is_id(coupon_id):
+        if coupon_id_in(text) is None:
             self.bad(field, f"must be coupons/{{coupon_id}}, where the id {ID_RULE}")
-        return CouponId(coupon_id)
+        return CouponId(text.partition("/")[2])
 
     def request_id(self, text: str) -> RequestId:
         """The caller's, or a new one for none."""

@@ -29,6 +29,7 @@ from services.runtime.log import get_logger
 
 log = get_logger(__name__)
 
+CE_ID = "ce_id"
 CE_TYPE = "ce_type"
 TRACEPARENT = "traceparent"
 REDRIVE_OF = "redrive-of"
