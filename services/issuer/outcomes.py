@@ -54,7 +54,7 @@ class Waiter:
     """Waits for the verdict of one request; registered before it is sent, since the outcome may come first."""
 
     def __init__(self) -> None:
-        self._future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        self._future: asyncio.Future[Told | None] = asyncio.get_running_loop().create_future()
         self._ticket: Ticket | None = None
         self._early: dict[Ticket, Told] = {}
 
@@ -74,10 +74,13 @@ class Waiter:
 
     async def wait(self, timeout_s: float) -> Told | None:
         """The outcome, or None when the time is over."""
-        done, _ = await asyncio.wait([self._future], timeout=max(timeout_s, 0))
-        return self._future.result() if done else None
+        timer = asyncio.get_running_loop().call_later(max(timeout_s, 0), self._resolve, None)
+        try:
+            return await self._future
+        finally:
+            timer.cancel()
 
-    def _resolve(self, told: Told) -> None:
+    def _resolve(self, told: Told | None) -> None:
         if not self._future.done():
             self._future.set_result(told)
 

@@ -11,7 +11,8 @@ from coupon.v1 import coupon_pb2, coupon_pb2_grpc, events_pb2, issuer_pb2, issue
 
 from services.issuer import validation
 from services.issuer.changes import ChangePath
-from services.issuer.issue import Answer, Caller, IssuePath, Place
+from services.issuer.entry import Place
+from services.issuer.issue import Answer, Caller, IssuePath
 from services.issuer.outcomes import OutcomesTail
 from services.issuer.reading import Reading
 from services.issuer.watching import watch
@@ -21,6 +22,7 @@ from services.runtime.paging import page_token
 from services.runtime.rpc_errors import Refusal
 
 _State = issuer_pb2.Issuance.State
+ACCEPTED = _State.Name(_State.ACCEPTED)
 _Change = events_pb2.CouponChangeRequestedEvent
 
 
@@ -32,11 +34,13 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
 
     async def IssueCoupon(self, request: issuer_pb2.IssueCouponRequest, context: Any) -> issuer_pb2.Issuance:  # noqa: N802
         (answer,) = await self._path.issue([validation.issue_call(request)], _caller(context))
+        if isinstance(answer, Place):
+            metrics.ANSWERS.add(1, ACCEPTED)
+            return answer.write(issuer_pb2.Issuance())
         if isinstance(answer, Refusal):
             raise answer
-        issuance = answer.write(issuer_pb2.Issuance()) if isinstance(answer, Place) else answer
-        metrics.ANSWERS.add(1, _State.Name(issuance.state))
-        return issuance
+        metrics.ANSWERS.add(1, _State.Name(answer.state))
+        return answer
 
     async def BatchIssueCoupons(  # noqa: N802
         self, request: issuer_pb2.BatchIssueCouponsRequest, context: Any
@@ -138,7 +142,7 @@ def _write(answer: Answer, result: issuer_pb2.IssueResult) -> str:
     """Returns its state or reason, by which it is counted."""
     if isinstance(answer, Place):
         answer.write(result.issuance)
-        return "ACCEPTED"
+        return ACCEPTED
     if isinstance(answer, Refusal):
         answer.write(result.error)
         return answer.reason

@@ -110,12 +110,12 @@ def emit(
     _exporting.processor.on_end(span)
 
 
-def messaging(topic: str, partition: int, operation: str, operation_type: str) -> dict[str, str | int]:
-    """The attributes of a span of Kafka's."""
+def messaging(topic: str, partition: int | None, operation: str, operation_type: str) -> dict[str, str | int]:
+    """The attributes of a span of Kafka's; `partition` is None where there are several."""
     return {
         "messaging.system": "kafka",
         "messaging.destination.name": topic,
-        "messaging.destination.partition.id": str(partition),
+        **({} if partition is None else {"messaging.destination.partition.id": str(partition)}),
         "messaging.operation.name": operation,
         "messaging.operation.type": operation_type,
         **(_exporting.kafka if _exporting is not None else {}),
@@ -219,22 +219,15 @@ def _sampled() -> SpanContext | None:
     return context if context is not None and context.trace_flags & SAMPLED else None
 
 
-def send(topic: str, partition: int, key: str, count: int = 1) -> contextlib.AbstractContextManager[Step]:
-    """The PRODUCER span of putting `count` records on a topic; current within, so that `traceparent` names it."""
+def send(topic: str, partition: int, key: str) -> contextlib.AbstractContextManager[Step]:
+    """The PRODUCER span of putting a record on a topic; current within, so that `traceparent` names it."""
     if (parent := _sampled()) is None:
         return contextlib.nullcontext(_UNKEPT)
-    attributes = messaging(topic, partition, "send", "send")
-    attributes["messaging.kafka.message.key"] = key
-    if count > 1:
-        attributes["messaging.batch.message_count"] = count
-    return _step(f"send {topic}", SpanKind.PRODUCER, parent, attributes)
+    return _step(f"send {topic}", SpanKind.PRODUCER, parent, _of_sent(topic, partition, key))
 
 
-def query(summary: str, count: int) -> contextlib.AbstractContextManager[Step]:
-    """The CLIENT span of asking PostgreSQL about `count` things, the wait for others to ask with included."""
-    if (parent := _sampled()) is None:
-        return contextlib.nullcontext(_UNKEPT)
-    return _step(summary, SpanKind.CLIENT, parent, database(summary, count))
+def _of_sent(topic: str, partition: int | None, key: str) -> dict[str, str | int]:
+    return {**messaging(topic, partition, "send", "send"), "messaging.kafka.message.key": key}
 
 
 def step(name: str) -> contextlib.AbstractContextManager[Step]:
@@ -242,3 +235,52 @@ def step(name: str) -> contextlib.AbstractContextManager[Step]:
     if (parent := _sampled()) is None:
         return contextlib.nullcontext(_UNKEPT)
     return _step(name, SpanKind.INTERNAL, parent, {})
+
+
+# Within a call, by others than its own task: written down afterwards
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """What a call is about to put on a topic: the header of its records, and the PRODUCER span if that is kept."""
+
+    traceparent: bytes | None
+    span: SpanContext | None = None
+    start_ns: int = 0
+
+
+def begin_send() -> Sending:
+    """From now on."""
+    if (parent := _sampled()) is None:
+        return Sending(traceparent())
+    span = child(parent)
+    return Sending(trace_context.header(span), span, time.time_ns())
+
+
+def end_send(
+    sending: Sending,
+    topic: str,
+    partition: int | None,
+    key: str,
+    *,
+    count: int,
+    offset: int,
+    start_ns: int,
+    error: str | None,
+) -> None:
+    """`count` records were put there until now, the first of them at that offset (-1: nobody knows)."""
+    parent = _sampled()
+    if sending.span is None or parent is None:
+        return
+    attributes = _of_sent(topic, partition, key)
+    if count > 1:
+        attributes["messaging.batch.message_count"] = count
+    if offset >= 0:
+        attributes["messaging.kafka.offset"] = offset
+    emit(f"send {topic}", SpanKind.PRODUCER, sending.span, parent, start_ns, time.time_ns(), attributes, error=error)
+
+
+def queried(summary: str, count: int, start_ns: int, end_ns: int, error: str | None) -> None:
+    """The CLIENT span of asking PostgreSQL about `count` things, the wait for others to ask with included."""
+    if (parent := _sampled()) is not None:
+        emit(summary, SpanKind.CLIENT, child(parent), parent, start_ns, end_ns, database(summary, count), error=error)

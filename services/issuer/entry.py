@@ -1,0 +1,210 @@
+"""The way into the line: look up, refuse what can be refused without it, take places at its end.
+
+Calls for one request each go this way together, in rounds: what a round costs is shared by all who are in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+
+from coupon.v1 import events_pb2, issuer_pb2
+
+from services.domain.model import CouponId, Reason, Ticket
+from services.issuer import answers
+from services.issuer.admission import Admission, Known, refusal_now
+from services.issuer.line import Line
+from services.issuer.outcomes import OutcomesTail, Waiter, WaitKey
+from services.issuer.validation import IssueCall
+from services.runtime import wire
+from services.runtime.coalesce import QueueFull
+from services.runtime.kafka import KafkaAway, Message, make_message
+from services.runtime.postgres import DatabaseAway
+from services.runtime.rpc_errors import Refusal, unavailable
+
+ROUND_S = 0.01
+"""Rounds begin at least so far apart. Who comes alone does not wait."""
+ROUND_MAX = 1_000
+"""Requests of one round. How many wait for theirs is limited with the calls under way."""
+
+
+@dataclass(slots=True)
+class Place:
+    """One request on its way into the line, and once it is there, the answer to whoever does not wait for the verdict.
+
+    `traceparent`: the header of its record. `answer`: of one that need not go into the line; `failure`: of one that may
+    be in it or not. `looked_up_ns`: when the tables had answered. `ahead`: how many of the line, before it, are
+    unsettled. The waiter, if there is one, waits for the verdict, and whoever made the place lets it go.
+    """
+
+    call: IssueCall
+    traceparent: bytes | None
+    waiter: Waiter | None = None
+    answer: issuer_pb2.Issuance | Refusal | None = None
+    failure: Exception | None = None
+    looked_up_ns: int = 0
+    partition: int = -1
+    offset: int = -1
+    accept_us: int = 0
+    ahead: int = 0
+    told: asyncio.Future[None] | None = None
+
+    @property
+    def ticket(self) -> Ticket:
+        return Ticket(self.partition, self.offset)
+
+    @property
+    def wait_key(self) -> WaitKey:
+        coupon_id, user_id, request_id, _ = self.call
+        return coupon_id, user_id, request_id
+
+    def write(self, answer: issuer_pb2.Issuance) -> issuer_pb2.Issuance:
+        """ACCEPTED, into that empty message."""
+        coupon_id, user_id, request_id, _ = self.call
+        ticket = f"{self.partition}-{self.offset}"
+        return answers.accepted(answer, coupon_id, user_id, request_id, ticket, self.accept_us, self.ahead)
+
+
+class Entry:
+    """Brings requests into the line. After either call each place has an offset, an answer or a failure."""
+
+    def __init__(self, admission: Admission, line: Line, tail: OutcomesTail, *, unsettled_max: int) -> None:
+        self._admission = admission
+        self._line = line
+        self._tail = tail
+        self._unsettled_max = unsettled_max
+        self._gathered: list[Place] = []
+        self._rounds: asyncio.Task[None] | None = None
+        self._began_s = -ROUND_S
+        self._taking: set[asyncio.Task[None]] = set()
+
+    async def enter(self, places: Sequence[Place]) -> None:
+        """All of a call that brings many."""
+        groups = await self._admit(places)
+        await asyncio.gather(*(self._take_places(*group) for group in groups.items()))
+
+    async def enter_together(self, place: Place) -> None:
+        """The one of a call, with those of the others that come meanwhile."""
+        place.told = asyncio.get_running_loop().create_future()
+        self._gathered.append(place)
+        if self._rounds is None:
+            self._rounds = asyncio.create_task(self._run_rounds(), context=contextvars.Context())  # of no caller
+        await place.told
+
+    async def _run_rounds(self) -> None:
+        while self._gathered:
+            early_s = self._began_s + ROUND_S - time.monotonic()
+            if early_s > 0:
+                await asyncio.sleep(early_s)
+            self._began_s = time.monotonic()
+            gathered, self._gathered = self._gathered[:ROUND_MAX], self._gathered[ROUND_MAX:]
+            places = [place for place in gathered if not _has_left(place)]
+            if places:
+                await _tell_after(self._round(places), places)
+        self._rounds = None
+
+    async def _round(self, places: Sequence[Place]) -> None:
+        # Partitions do not wait for each other, nor the next round for any of them: a broker may be away.
+        for partition, group in (await self._admit(places)).items():
+            taking = asyncio.create_task(_tell_after(self._take_places(partition, group), group))
+            self._taking.add(taking)
+            taking.add_done_callback(self._taking.discard)
+
+    async def _admit(self, places: Sequence[Place]) -> Mapping[int, Sequence[Place]]:
+        """By partition those that are to go into the line; the others are given their answers."""
+        groups: dict[int, list[Place]] = defaultdict(list)
+        try:
+            known = await self._admission.look_up([(place.call.coupon_id, place.call.user_id) for place in places])
+        except (DatabaseAway, QueueFull) as error:
+            for place in places:
+                place.failure = error
+            return groups
+        now_ns = time.time_ns()
+        open_coupons: set[CouponId] = set()
+        for place, found in zip(places, known, strict=True):
+            call = place.call
+            place.looked_up_ns = now_ns
+            # Who has nothing of a coupon is let through, or not, together with all others who have not.
+            if found.granted is not None or call.coupon_id not in open_coupons:
+                place.answer = self._known_answer(call, found, now_ns // 1000)
+                if place.answer is not None:
+                    continue
+                open_coupons.add(call.coupon_id)
+            if call.wait and not _has_left(place):  # nobody would let the waiter go
+                try:
+                    place.waiter = self._tail.register(place.wait_key)
+                except Refusal as refusal:
+                    place.answer = refusal
+                    continue
+            place.partition = found.partition
+            groups[found.partition].append(place)
+        return groups
+
+    def _known_answer(self, call: IssueCall, known: Known, now_us: int) -> issuer_pb2.Issuance | Refusal | None:
+        reason = refusal_now(known, call.request_id, now_us)
+        if reason is Reason.REPEATED and known.granted is not None:
+            return answers.granted(known.granted)
+        if reason is not None:
+            if known.behind:
+                return _behind(call)
+            return answers.refusal(reason, call.coupon_id, call.user_id, call.request_id)
+        unsettled = self._tail.unsettled(known.partition, self._line.end(known.partition))
+        if unsettled > self._unsettled_max:
+            return unavailable("OVERLOADED", f"{unsettled} requests are in the line already", call.request_id)
+        return None
+
+    async def _take_places(self, partition: int, places: Sequence[Place]) -> None:
+        try:
+            appended = await self._line.append(partition, _messages(places))
+        except (KafkaAway, QueueFull) as error:
+            for place in places:
+                place.failure = error
+            return
+        for place, (offset, timestamp_ms) in zip(places, appended, strict=True):
+            place.offset = offset
+            place.accept_us = timestamp_ms * 1000
+            place.ahead = self._tail.unsettled(partition, offset)
+            if place.waiter is not None:
+                place.waiter.bind(place.ticket)
+
+
+def _has_left(place: Place) -> bool:
+    """Whether its caller has gone, who came alone: nobody waits for what becomes of it."""
+    return place.told is not None and place.told.done()
+
+
+async def _tell_after(work: Awaitable[None], places: Sequence[Place]) -> None:
+    """Wake the callers of those that are through, or of all if the work fails."""
+    try:
+        await work
+    except Exception as error:
+        for place in places:
+            if place.told is not None and not place.told.done():
+                place.told.set_exception(error)
+        return
+    for place in places:
+        through = place.offset >= 0 or place.answer is not None or place.failure is not None
+        if through and place.told is not None and not place.told.done():
+            place.told.set_result(None)
+
+
+def _messages(places: Sequence[Place]) -> list[Message]:
+    ce_time = wire.rfc3339(time.time_ns() // 1_000_000 * 1_000)
+    event = events_pb2.CouponIssueRequestedEvent()  # one for all: to make one costs more than to fill it
+    messages = []
+    for place in places:
+        coupon_id, user_id, request_id, _ = place.call
+        event.coupon_id, event.user_id, event.request_id = coupon_id, user_id, request_id
+        headers = wire.request_headers(
+            wire.ISSUE_REQUESTED, f"{coupon_id}/{user_id}/{request_id}", ce_time, place.traceparent
+        )
+        messages.append(make_message((coupon_id.encode(), event.SerializeToString(), headers)))
+    return messages
+
+
+def _behind(call: IssueCall) -> Refusal:
+    return unavailable("LEDGER_UNAVAILABLE", "the tables are older than the log and catching up", call.request_id)
