@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hdrh.histogram import HdrHistogram
 
-from bench.callers import Told
+from bench.callers import Told, run
 from bench.load import LATENCY_US_MAX, SIGNIFICANT_DIGITS, Load
-from bench.session import Session, settle
+from bench.session import Session
 from bench.systems import RedisSystem, System
 
 STOCK = 5_000_000
@@ -48,15 +48,19 @@ async def scenario(session: Session) -> None:
 async def _saturate(session: Session, system: System) -> Told:
     lengths = session.lengths
     load = Load(system.address, HOT, "full", callers=2 * lengths.callers, seconds=lengths.saturation_s)
-    told, _ = await settle(system, load)
-    session.expect("paced", told)
-    return told
+    return await _run(session, system, load)
 
 
 async def _paced(session: Session, system: System, prefix: str, rate_per_s: float, *, wait: bool = False) -> Told:
     seconds = session.lengths.paced_s
     load = Load(system.address, HOT, prefix, rate_per_s=rate_per_s, seconds=seconds, wait=wait, stamped=True)
-    told, _ = await settle(system, load)
+    return await _run(session, system, load)
+
+
+async def _run(session: Session, system: System, load: Load) -> Told:
+    """And wait until all is settled. Nothing looks on meanwhile: fifty looks a second are work, too."""
+    told = await run(load)
+    await system.until_settled()
     session.expect("paced", told)
     return told
 

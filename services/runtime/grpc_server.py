@@ -19,6 +19,7 @@ from services.domain.model import is_request_id, printable
 from services.runtime import auth, metrics, telemetry, tls, trace_context
 from services.runtime.auth import LOCAL, METHODS, Callers, Role, caller_name, need_role, set_caller
 from services.runtime.config import Access, ConfigError, is_loopback
+from services.runtime.garbage import collect_in_portions
 from services.runtime.health import Health, bind
 from services.runtime.kafka import KafkaAway
 from services.runtime.log import Seldom, get_logger
@@ -57,7 +58,7 @@ class GrpcServer:
         """Raises BadFile, if what `access` names was readable when it was checked and is no more."""
         self._health = health_of_service
         self._access = access or Access()
-        self._watching: asyncio.Task[None] | None = None
+        self._beside: list[asyncio.Task[None]] = []
         self._callers: Reloaded[Callers] | None = None
         self._certificate: Reloaded[grpc.ServerCertificateConfiguration] | None = None
         if (path := self._access.callers_path) is not None:
@@ -90,7 +91,7 @@ class GrpcServer:
         secure = tls.credentials(files, certificate) if files is not None and certificate is not None else None
         bind(self.server, listen, secure)
         await self.server.start()
-        self._watching = asyncio.create_task(self._watch_files())
+        self._beside = [asyncio.create_task(self._watch_files()), asyncio.create_task(collect_in_portions())]
         if self._callers is None:
             log.warning("authentication_off", listen=listen)
         elif secure is None and not is_loopback(listen):
@@ -102,8 +103,8 @@ class GrpcServer:
 
         Those who watch the health hold a stream open for ever: they are not waited for.
         """
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._beside:
+            task.cancel()
         stopping = asyncio.ensure_future(self.server.stop(grace=drain_timeout_s))
         await asyncio.sleep(DRAIN_LOOK_S)
         while self.boundary.calls_in_flight and not stopping.done():  # noqa: ASYNC110

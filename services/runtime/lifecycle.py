@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import faulthandler
 import gc
-import itertools
 import os
 import signal
 import sys
@@ -30,12 +29,6 @@ C = TypeVar("C")
 log = logs.get_logger(__name__)
 
 GC_THRESHOLD_OBJECTS = 100_000
-"""A batch makes as many short-lived objects, which Python's default threshold would search 200 times."""
-GC_INTERVAL_S = 0.25
-GC_PORTION_OBJECTS = 10_000
-"""About 4 ms of searching."""
-GC_TURNS = (20, 1_000)
-"""Of so many portions one looks at what outlived an earlier one, and at all that was made since the start."""
 
 
 class StartupError(Exception):
@@ -87,26 +80,15 @@ async def _run(service: str, config: C, serve: Callable[[C, asyncio.Event], Awai
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    # A batch makes a hundred thousand short-lived objects, which the default threshold would search 200 times.
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD_OBJECTS, 20, 50)
     log.info("starting", pid=os.getpid())
-    beside = [asyncio.create_task(kafka_security.watch()), asyncio.create_task(_collect_in_portions())]
+    watching = asyncio.create_task(kafka_security.watch())
     with contextlib.suppress(Stopped):
         await serve(config, stopping)
-    for task in beside:
-        task.cancel()
+    watching.cancel()
     log.info("stopped")
-
-
-async def _collect_in_portions() -> None:
-    """Each call leaves a few objects of grpc in reference cycles: collected at the threshold, all would wait 40 ms.
-
-    Not while a batch is in memory, which would be searched for nothing.
-    """
-    for turn in itertools.count(1):
-        await asyncio.sleep(GC_INTERVAL_S)
-        if gc.get_count()[0] < GC_PORTION_OBJECTS:
-            gc.collect(sum(turn % turns == 0 for turns in GC_TURNS))
 
 
 async def wait_for_dependencies(config: Common, engine: AsyncEngine, stopping: asyncio.Event) -> int:
