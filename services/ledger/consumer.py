@@ -30,8 +30,8 @@ FIRST_IDLE_MS = 100
 """The first idle moment after work is short, for behind it the table is told that all is published."""
 LINGER_S = 0.02
 """Batches are begun at least so far apart. A lone request is settled at once, a rush fifty times a second."""
-GATHER_MS = 5
-"""How long to wait for what has gathered at the broker meanwhile."""
+ANSWER_MS = 5
+"""How long to wait, where batches follow each other closely, for what the broker is known to have."""
 
 
 class TooManyDeadLetters(Halted):
@@ -152,7 +152,8 @@ class PartitionLedger(PartitionWorker):
             if len(records) >= BATCH_RECORDS_MAX:
                 break
             await asyncio.sleep(0)  # in small steps: the transaction under way must not wait for its turn
-            step = await self._line.poll(max_records=STEP_RECORDS, timeout_ms=GATHER_MS if crowded else 0)
+            more = crowded and self._line.known_end() > self._line.position()
+            step = await self._line.poll(max_records=STEP_RECORDS, timeout_ms=ANSWER_MS if more else 0)
         self._began_s = time.monotonic()
         return Batch(records, decoded, traces, (began_ns, time.time_ns()))
 
