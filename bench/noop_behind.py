@@ -32,7 +32,7 @@ async def serve(config: IssuerConfig, stopping: asyncio.Event) -> None:
     """Serve until told to stop."""
     health = Health()
     server = GrpcServer(health, concurrent_calls_max=config.concurrent_calls_max, access=config.access)
-    issuer_pb2_grpc.add_IssuerServiceServicer_to_server(Noop(), server.server)
+    server.add(issuer_pb2_grpc.add_IssuerServiceServicer_to_server, Noop())
     await health.start(config.common.health_listen)
     await server.start(config.listen, [issuer_pb2.DESCRIPTOR.services_by_name["IssuerService"].full_name])
     await health.set("", serving=True)

@@ -70,7 +70,7 @@ async def serve(config: DlqConfig, stopping: asyncio.Event) -> None:
         sampler.add(workers.observe)
         sampler.start(StockTaking(engine).run())
         servicer = DeadLetterServicer(OperatorStore(engine), _now_us)
-        dead_letter_pb2_grpc.add_DeadLetterServiceServicer_to_server(servicer, server.server)
+        server.add(dead_letter_pb2_grpc.add_DeadLetterServiceServicer_to_server, servicer)
         jobs = JobStore(engine)
         runner = JobRunner(
             jobs,
@@ -79,7 +79,7 @@ async def serve(config: DlqConfig, stopping: asyncio.Event) -> None:
         )
         faults = functools.partial(target_faults, common.kafka_bootstrap, partition_count)
         replay_servicer = ReplayServicer(jobs, partition_count, faults, stopping)
-        replay_pb2_grpc.add_ReplayServiceServicer_to_server(replay_servicer, server.server)
+        server.add(replay_pb2_grpc.add_ReplayServiceServicer_to_server, replay_servicer)
         await server.start(config.listen, SERVICES)
         for part in ("", *SERVICES):
             await health.set(part, serving=True)

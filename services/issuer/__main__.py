@@ -54,9 +54,9 @@ async def serve(config: IssuerConfig, stopping: asyncio.Event) -> None:
         reading = Reading(admission, line, tail, store)
         server = GrpcServer(health, concurrent_calls_max=config.concurrent_calls_max, access=config.access)
         issue_path = IssuePath(admission, line, tail, store, unsettled_max=config.unsettled_max)
-        issuer_pb2_grpc.add_IssuerServiceServicer_to_server(IssuerServicer(issue_path, reading, tail), server.server)
+        server.add(issuer_pb2_grpc.add_IssuerServiceServicer_to_server, IssuerServicer(issue_path, reading, tail))
         change_path = ChangePath(admission, line, tail, store)
-        coupon_pb2_grpc.add_CouponServiceServicer_to_server(CouponServicer(change_path, reading), server.server)
+        server.add(coupon_pb2_grpc.add_CouponServiceServicer_to_server, CouponServicer(change_path, reading))
 
         lookout = Lookout(store, tail, line, admission.hot)
         for sample in (server.observe, tail.observe, lookout.observe):

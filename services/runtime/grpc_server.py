@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -17,10 +17,11 @@ from grpc_status import rpc_status
 
 from services.domain.model import is_request_id, printable
 from services.runtime import auth, metrics, telemetry, tls, trace_context
+from services.runtime.accepting import Servers
 from services.runtime.auth import LOCAL, METHODS, Callers, Role, caller_name, need_role, set_caller
 from services.runtime.config import Access, ConfigError, is_loopback
 from services.runtime.garbage import collect_in_portions
-from services.runtime.health import Health, bind
+from services.runtime.health import Health
 from services.runtime.kafka import KafkaAway
 from services.runtime.log import Seldom, get_logger
 from services.runtime.postgres import DatabaseAway
@@ -67,30 +68,29 @@ class GrpcServer:
             self._certificate = Reloaded("certificate", files.paths, lambda: tls.load(files))
         rates = CallerRates(self._access.rate_per_s, self._access.rate_burst) if self._access.rate_per_s else None
         self.boundary = Boundary(concurrent_calls_max, callers=self._callers, rates=rates)
-        self.server = grpc.aio.server(
-            interceptors=[self.boundary],
-            options=[
-                ("grpc.so_reuseport", 0),
+        self._servers = Servers(
+            [self.boundary],
+            [
                 ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
                 ("grpc.max_connection_age_ms", CONNECTION_AGE_MS_MAX),
                 ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE_MS),
                 ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
                 ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_MAX),
             ],
-            maximum_concurrent_rpcs=concurrent_calls_max + SERVER_HEADROOM_CALLS,
+            concurrent_calls_max=concurrent_calls_max + SERVER_HEADROOM_CALLS,
+            apart=ISSUING,
         )
-        _queue_apart(self.server, ISSUING)
+        self.add = self._servers.add
 
     async def start(self, listen: str, services: Sequence[str]) -> None:
         """Serve; `services` are the full names that reflection and health speak of. Raises OSError."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self.server)
-        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.server)
+        self.add(health_pb2_grpc.add_HealthServicer_to_server, self._health.servicer)
+        self._servers.reflect([*services, health.SERVICE_NAME, reflection.SERVICE_NAME])
         files, certificate = self._access.tls, self._certificate
         if self._callers is None and not is_loopback(listen):
             raise ConfigError(f"without authentication only a loopback address may be served, not {listen}")
         secure = tls.credentials(files, certificate) if files is not None and certificate is not None else None
-        bind(self.server, listen, secure)
-        await self.server.start()
+        await self._servers.start(listen, secure)
         self._beside = [asyncio.create_task(self._watch_files()), asyncio.create_task(collect_in_portions())]
         if self._callers is None:
             log.warning("authentication_off", listen=listen)
@@ -105,11 +105,11 @@ class GrpcServer:
         """
         for task in self._beside:
             task.cancel()
-        stopping = asyncio.ensure_future(self.server.stop(grace=drain_timeout_s))
+        stopping = asyncio.ensure_future(self._servers.stop(drain_timeout_s))
         await asyncio.sleep(DRAIN_LOOK_S)
         while self.boundary.calls_in_flight and not stopping.done():  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_LOOK_S)
-        await self.server.stop(grace=min(ANSWER_FLUSH_S, drain_timeout_s))
+        await self._servers.stop(min(ANSWER_FLUSH_S, drain_timeout_s))
         await stopping
 
     def observe(self) -> None:
@@ -298,20 +298,6 @@ class Boundary(grpc.aio.ServerInterceptor):
                 refusal = unavailable("RATE_LIMITED", f"caller {caller_name()} calls more often than it may")
                 refusal.retry_after_ms = math.ceil(wait_s * 1_000)
                 raise refusal
-
-
-def _queue_apart(server: grpc.aio.Server, methods: Container[str]) -> None:
-    """Let calls of these methods wait apart from all others to be looked at: a rush of them holds up nothing else.
-
-    By default each method has a queue of its own, and grpc.aio waits for all of them anew with every call.
-    """
-    register = server.add_registered_method_handlers
-
-    def register_few(service_name: str, method_handlers: Mapping[str, Any]) -> None:
-        few = {name: one for name, one in method_handlers.items() if f"/{service_name}/{name}" in methods}
-        register(service_name, few)
-
-    server.add_registered_method_handlers = register_few  # type: ignore[method-assign]
 
 
 async def _write_all(messages: Any, context: Any) -> None:

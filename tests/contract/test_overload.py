@@ -76,7 +76,7 @@ async def holding(calls_max: int) -> AsyncIterator[Held]:
     health, servicer = Health(), Holding()
     address, health_address = (f"127.0.0.1:{free_port()}" for _ in range(2))
     server = GrpcServer(health, concurrent_calls_max=calls_max, access=Access())
-    issuer_pb2_grpc.add_IssuerServiceServicer_to_server(servicer, server.server)
+    server.add(issuer_pb2_grpc.add_IssuerServiceServicer_to_server, servicer)
     await health.start(health_address)
     await server.start(address, [])
     await health.set("", serving=True)
@@ -120,6 +120,27 @@ async def test_every_call_above_the_limit_is_told_when_to_come_back() -> None:
                 assert failure.reason == "OVERLOADED"
                 assert "RetryInfo" in failure.details
         assert held.server.boundary.calls_in_flight == 0
+
+
+async def test_the_limit_is_one_for_all_connections_and_the_port_nobody_elses() -> None:
+    async with holding(50) as held, contextlib.AsyncExitStack() as stack:
+        stubs: list[Any] = []
+        for _ in range(32):
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(held.address, options=_LOCAL))
+            stubs.append(issuer_pb2_grpc.IssuerServiceStub(channel))
+        calls = [issue(stub, f"user{number}") for number in range(2) for stub in stubs]
+        answered = [asyncio.ensure_future(call.code()) for call in calls]
+
+        async def all_but_those_held() -> bool:
+            return len([task for task in answered if task.done()]) == 14
+
+        await eventually(all_but_those_held)
+        other = GrpcServer(Health(), concurrent_calls_max=50, access=Access())
+        with pytest.raises(OSError, match="is the port taken"):
+            await other.start(held.address, [])
+        await other.stop(0)
+        held.servicer.go.set()
+        assert await codes(calls) == {_OK: 50, grpc.StatusCode.RESOURCE_EXHAUSTED: 14}
 
 
 async def test_a_refused_call_is_gone_without_the_collector() -> None:
