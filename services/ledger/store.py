@@ -35,7 +35,7 @@ from services.runtime import failpoints, wire
 from services.runtime.kafka import home_partition
 from services.runtime.postgres import BooksWrong, Connection, connection
 from services.runtime.progress import Position, ProgressRows
-from services.runtime.rows import EPOCH, expect, listed, to_coupon, to_time
+from services.runtime.rows import EPOCH, GRANTS_OF_LISTED, expect, listed, to_coupon, to_time
 from services.runtime.settled import Settled, settled_between
 
 
@@ -306,10 +306,9 @@ WHERE ticket_partition = $1 AND ticket_offset > greatest(
     (SELECT coalesce(max(ticket_offset), -1) FROM coupon_change WHERE ticket_partition = $1))
 ORDER BY ticket_offset DESC LIMIT $2"""
 _COUPONS = "SELECT * FROM coupon WHERE coupon_id = ANY($1::text[])"
-_GRANTS = """
-SELECT user_id, coupon_id, request_id, sequence, ticket_partition, ticket_offset
-FROM unnest(string_to_array($1, ','), string_to_array($2, ',')) AS asked (user_id, coupon_id)
-JOIN user_coupon USING (user_id, coupon_id)"""
+_GRANTS = (
+    "SELECT g.user_id, g.coupon_id, g.request_id, g.sequence, g.ticket_partition, g.ticket_offset" + GRANTS_OF_LISTED
+)
 _CHANGES = """
 SELECT coupon_id, request_id, payload_hash, outcome
 FROM unnest($1::text[], $2::text[]) AS asked (coupon_id, request_id) JOIN coupon_change USING (coupon_id, request_id)

@@ -30,6 +30,18 @@ def listed(ids: Iterable[str]) -> str:
     return ",".join(ids)  # which no id has in it
 
 
+GRANTS_OF_LISTED = """
+FROM unnest(string_to_array($1, ','), string_to_array($2, ',')) AS asked (user_id, coupon_id)
+JOIN user_coupon g ON g.user_id = asked.user_id
+    AND (g.user_id, g.coupon_id) >= (asked.user_id, asked.coupon_id)
+    AND (g.user_id, g.coupon_id) <= (asked.user_id, asked.coupon_id)"""
+"""What these users ($1) have of these coupons ($2), each `listed`, as rows g.
+
+Only the primary key serves comparisons of pairs. By equality PostgreSQL might take the index of sequences, which looks
+as good while it believes that each coupon has one row, and read all of a hot coupon for each user.
+"""
+
+
 def to_coupon(row: Any) -> Coupon:
     return Coupon(
         coupon_id=row["coupon_id"],

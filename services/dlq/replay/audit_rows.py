@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.domain.model import Coupon, CouponId, Grant, ParkReason, Reason, Ticket, UserId
 from services.runtime.postgres import Connection, connection
 from services.runtime.progress import LastRecord, Position
-from services.runtime.rows import to_coupon
+from services.runtime.rows import GRANTS_OF_LISTED, listed, to_coupon
 
 ISSUED, REJECTED, CHANGED = "user_coupon", "rejected_issue", "coupon_change"
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -126,7 +126,7 @@ class AuditRows:
         """Of these coupons and users the grants with a ticket of the partition before `offset`."""
         async with connection(self._engine) as db:
             rows = await db.fetch(
-                _GRANTS, [user for _, user in keys], [coupon for coupon, _ in keys], partition, offset
+                _GRANTS, listed(user for _, user in keys), listed(coupon for coupon, _ in keys), partition, offset
             )
         return {
             (row["coupon_id"], row["user_id"]): Grant(
@@ -184,10 +184,11 @@ _NOWHERE = {
     "WHERE ticket_partition < 0 OR ticket_partition >= $1 ORDER BY ticket_partition, ticket_offset LIMIT $2"
     for table, columns in COLUMNS.items()
 }
-_GRANTS = """
-SELECT user_id, coupon_id, request_id, sequence, ticket_offset
-FROM unnest($1::text[], $2::text[]) AS asked (user_id, coupon_id) JOIN user_coupon USING (user_id, coupon_id)
-WHERE ticket_partition = $3 AND ticket_offset < $4"""
+_GRANTS = (
+    "SELECT g.user_id, g.coupon_id, g.request_id, g.sequence, g.ticket_offset"
+    + GRANTS_OF_LISTED
+    + " WHERE g.ticket_partition = $3 AND g.ticket_offset < $4"
+)
 _DEAD_LETTERS = """
 SELECT ticket_partition, ticket_offset, key, value
 FROM unnest($1::int[], $2::bigint[]) AS asked (ticket_partition, ticket_offset)
