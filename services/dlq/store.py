@@ -87,6 +87,8 @@ class DeadLetterStore:
         async with connection(self._engine) as db, db.transaction():
             await self._progress.move(db, before, after)  # first: of two on one partition only one gets through
             failpoints.reach("dlq.fenced")
+            # Before they are noted, so that the failure of a redrive is noted behind that, however soon it comes.
+            await lock(db, [filing.failure.original for filing in filings])
             fresh = await _note_failures(db, filings)
             counted = await _count_failures(db, fresh, decide)
             failpoints.reach("dlq.filed")

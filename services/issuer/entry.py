@@ -9,8 +9,9 @@ import asyncio
 import contextvars
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from coupon.v1 import events_pb2, issuer_pb2
 
@@ -28,17 +29,19 @@ from services.runtime.rpc_errors import Refusal, unavailable
 
 ROUND_S = 0.01
 """Rounds begin at least so far apart. Who comes alone does not wait."""
-ROUND_MAX = 1_000
-"""Requests of one round. How many wait for theirs is limited with the calls under way."""
+ROUND_MAX = 2_000
+WAITING_MAX = 100_000
+"""Places that wait for their round, and those of a partition that wait to be sent; more are refused as OVERLOADED."""
 
 
 @dataclass(slots=True)
 class Place:
     """One request on its way into the line, and once it is there, the answer to whoever does not wait for the verdict.
 
-    `traceparent`: the header of its record. `answer`: of one that need not go into the line; `failure`: of one that may
-    be in it or not. `looked_up_ns`: when the tables had answered. `ahead`: how many of the line, before it, are
-    unsettled. The waiter, if there is one, waits for the verdict, and whoever made the place lets it go.
+    `traceparent`: the header of its record. `answer`: of one that need not go into the line. `failure`: it was not
+    looked up, or it is unknown whether it is in the line. `looked_up_ns`: when the tables had answered. `ahead`: how
+    many of the line, before it, are unsettled. The waiter, if there is one, waits for the verdict, and whoever made
+    the place lets it go. `told` wakes the caller of one that came alone.
     """
 
     call: IssueCall
@@ -56,6 +59,15 @@ class Place:
     @property
     def ticket(self) -> Ticket:
         return Ticket(self.partition, self.offset)
+
+    @property
+    def is_through(self) -> bool:
+        return self.offset >= 0 or self.answer is not None or self.failure is not None
+
+    @property
+    def is_left(self) -> bool:
+        """Whether its caller, who came alone, has gone: nobody waits for what becomes of it."""
+        return self.told is not None and self.told.done()
 
     @property
     def wait_key(self) -> WaitKey:
@@ -80,7 +92,8 @@ class Entry:
         self._gathered: list[Place] = []
         self._rounds: asyncio.Task[None] | None = None
         self._began_s = -ROUND_S
-        self._taking: set[asyncio.Task[None]] = set()
+        self._queued: dict[int, list[Place]] = defaultdict(list)
+        self._sending: dict[int, asyncio.Task[None]] = {}
 
     async def enter(self, places: Sequence[Place]) -> None:
         """All of a call that brings many."""
@@ -89,30 +102,51 @@ class Entry:
 
     async def enter_together(self, place: Place) -> None:
         """The one of a call, with those of the others that come meanwhile."""
+        if len(self._gathered) >= WAITING_MAX:
+            place.failure = QueueFull(f"{WAITING_MAX} waiting")
+            return
         place.told = asyncio.get_running_loop().create_future()
         self._gathered.append(place)
         if self._rounds is None:
-            self._rounds = asyncio.create_task(self._run_rounds(), context=contextvars.Context())  # of no caller
+            self._rounds = _of_no_caller(self._run_rounds())
         await place.told
 
     async def _run_rounds(self) -> None:
-        while self._gathered:
-            early_s = self._began_s + ROUND_S - time.monotonic()
-            if early_s > 0:
-                await asyncio.sleep(early_s)
-            self._began_s = time.monotonic()
-            gathered, self._gathered = self._gathered[:ROUND_MAX], self._gathered[ROUND_MAX:]
-            places = [place for place in gathered if not _has_left(place)]
-            if places:
-                await _tell_after(self._round(places), places)
-        self._rounds = None
+        try:
+            while self._gathered:
+                early_s = self._began_s + ROUND_S - time.monotonic()
+                if early_s > 0:
+                    await asyncio.sleep(early_s)
+                gathered = [place for place in self._gathered if not place.is_left]
+                places, self._gathered = gathered[:ROUND_MAX], gathered[ROUND_MAX:]
+                if places:
+                    self._began_s = time.monotonic()
+                    await _tell_after(self._round(places), places)
+        finally:
+            self._rounds = None
 
     async def _round(self, places: Sequence[Place]) -> None:
         # Partitions do not wait for each other, nor the next round for any of them: a broker may be away.
         for partition, group in (await self._admit(places)).items():
-            taking = asyncio.create_task(_tell_after(self._take_places(partition, group), group))
-            self._taking.add(taking)
-            taking.add_done_callback(self._taking.discard)
+            queued = self._queued[partition]
+            if len(queued) + len(group) > WAITING_MAX:
+                for place in group:
+                    place.failure = QueueFull(f"{len(queued)} waiting")
+                continue
+            queued += group
+            if partition not in self._sending:
+                self._sending[partition] = _of_no_caller(self._send_queued(partition))
+
+    async def _send_queued(self, partition: int) -> None:
+        try:
+            while self._queued[partition]:
+                # Whoever has left while a broker was slow must not take a place before those who wait.
+                queued = [place for place in self._queued[partition] if not place.is_left]
+                places, self._queued[partition] = queued[:ROUND_MAX], queued[ROUND_MAX:]
+                if places:
+                    await _tell_after(self._take_places(partition, places), places)
+        finally:
+            del self._sending[partition]
 
     async def _admit(self, places: Sequence[Place]) -> Mapping[int, Sequence[Place]]:
         """By partition those that are to go into the line; the others are given their answers."""
@@ -121,11 +155,13 @@ class Entry:
             known = await self._admission.look_up([(place.call.coupon_id, place.call.user_id) for place in places])
         except (DatabaseAway, QueueFull) as error:
             for place in places:
-                place.failure = error
+                place.failure = error.with_traceback(None)  # it would keep the frame that keeps the places
             return groups
         now_ns = time.time_ns()
         open_coupons: set[CouponId] = set()
         for place, found in zip(places, known, strict=True):
+            if place.is_left:
+                continue
             call = place.call
             place.looked_up_ns = now_ns
             # Who has nothing of a coupon is let through, or not, together with all others who have not.
@@ -134,11 +170,11 @@ class Entry:
                 if place.answer is not None:
                     continue
                 open_coupons.add(call.coupon_id)
-            if call.wait and not _has_left(place):  # nobody would let the waiter go
+            if call.wait:
                 try:
                     place.waiter = self._tail.register(place.wait_key)
                 except Refusal as refusal:
-                    place.answer = refusal
+                    place.answer = refusal.with_traceback(None)
                     continue
             place.partition = found.partition
             groups[found.partition].append(place)
@@ -162,7 +198,7 @@ class Entry:
             appended = await self._line.append(partition, _messages(places))
         except (KafkaAway, QueueFull) as error:
             for place in places:
-                place.failure = error
+                place.failure = error.with_traceback(None)
             return
         for place, (offset, timestamp_ms) in zip(places, appended, strict=True):
             place.offset = offset
@@ -172,23 +208,26 @@ class Entry:
                 place.waiter.bind(place.ticket)
 
 
-def _has_left(place: Place) -> bool:
-    """Whether its caller has gone, who came alone: nobody waits for what becomes of it."""
-    return place.told is not None and place.told.done()
+def _of_no_caller(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    return asyncio.create_task(work, context=contextvars.Context())
 
 
 async def _tell_after(work: Awaitable[None], places: Sequence[Place]) -> None:
     """Wake the callers of those that are through, or of all if the work fails."""
     try:
         await work
-    except Exception as error:
+    except BaseException as error:
         for place in places:
             if place.told is not None and not place.told.done():
-                place.told.set_exception(error)
+                if isinstance(error, Exception):
+                    place.told.set_exception(error)
+                else:
+                    place.told.cancel()
+        if not isinstance(error, Exception):
+            raise
         return
     for place in places:
-        through = place.offset >= 0 or place.answer is not None or place.failure is not None
-        if through and place.told is not None and not place.told.done():
+        if place.told is not None and place.is_through and not place.told.done():
             place.told.set_result(None)
 
 

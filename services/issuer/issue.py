@@ -69,14 +69,18 @@ class IssuePath:
     async def issue(self, calls: Sequence[IssueCall], caller: Caller) -> list[Answer]:
         """An answer for each call, in their order; none raises for the others."""
         sending = telemetry.begin_send()
+        began_ns = time.time_ns() if sending.span is not None else 0
         places = [Place(call, sending.traceparent) for call in calls]
         try:
-            if len(places) == 1:
-                await self._entry.enter_together(places[0])
-            else:
-                await self._entry.enter(places)
-            if sending.span is not None:
-                self._trace(sending, places)
+            try:
+                if len(places) == 1:
+                    await self._entry.enter_together(places[0])
+                else:
+                    await self._entry.enter(places)
+            except BaseException as error:
+                self._trace(sending, began_ns, places, error)
+                raise
+            self._trace(sending, began_ns, places)
             waiting = [
                 self._await_verdict(place, place.waiter, caller)
                 for place in places
@@ -122,14 +126,24 @@ class IssuePath:
             return answers.granted(grant)
         raise answers.refusal(row.reason, call.coupon_id, call.user_id, call.request_id, place.ticket)
 
-    def _trace(self, sending: telemetry.Sending, places: Sequence[Place]) -> None:
+    def _trace(
+        self,
+        sending: telemetry.Sending,
+        began_ns: int,
+        places: Sequence[Place],
+        failure: BaseException | None = None,
+    ) -> None:
         """The parts of a sampled call that were done for it, perhaps together with others'."""
-        failures = [type(place.failure).__name__ for place in places if place.failure is not None]
-        error = failures[0] if failures else None
-        looked_up_ns = places[0].looked_up_ns
-        telemetry.queried(
-            LOOK_UP, len(places), sending.start_ns, looked_up_ns or time.time_ns(), error if not looked_up_ns else None
-        )
+        if sending.span is None:
+            return
+        failures = (place.failure for place in places if place.failure is not None)
+        failure = failure or next(failures, None)
+        error = None if failure is None else type(failure).__name__
+        looked_up_ns = max(place.looked_up_ns for place in places)
+        if not looked_up_ns:
+            telemetry.queried(LOOK_UP, len(places), began_ns, time.time_ns(), error)
+            return
+        telemetry.queried(LOOK_UP, len(places), began_ns, looked_up_ns, None)
         sent = [place for place in places if place.partition >= 0]
         if sent:
             partitions = {place.partition for place in sent}

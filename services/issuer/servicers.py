@@ -35,8 +35,9 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
     async def IssueCoupon(self, request: issuer_pb2.IssueCouponRequest, context: Any) -> issuer_pb2.Issuance:  # noqa: N802
         (answer,) = await self._path.issue([validation.issue_call(request)], _caller(context))
         if isinstance(answer, Place):
+            issuance = answer.write(issuer_pb2.Issuance())
             metrics.ANSWERS.add(1, ACCEPTED)
-            return answer.write(issuer_pb2.Issuance())
+            return issuance
         if isinstance(answer, Refusal):
             raise answer
         metrics.ANSWERS.add(1, _State.Name(answer.state))

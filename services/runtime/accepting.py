@@ -58,8 +58,10 @@ class Servers:
     async def start(self, listen: str, credentials: grpc.ServerCredentials | None) -> None:
         """Serve on host:port, without credentials in plain text. Raises OSError with a sentence if that is taken."""
         _check_free(listen)
-        for server in self._servers:
-            bind(server, listen, credentials)
+        first, *others = self._servers
+        port = bind(first, listen, credentials)
+        for server in others:
+            bind(server, f"{listen.rpartition(':')[0]}:{port}", credentials)
         for server in self._servers:
             await server.start()
 
@@ -72,13 +74,13 @@ def _check_free(listen: str) -> None:
     """Raises OSError if somebody listens there. The kernel would let us join another process on its port."""
     host, _, port = listen.rpartition(":")
     for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise OSError(f"can't listen on {listen}: is the port taken?") from error
+        except OSError as error:  # of another kind: an address family that this machine has not got
+            if error.errno == errno.EADDRINUSE:
+                raise OSError(f"can't listen on {listen}: is the port taken?") from error
 
 
 def _queue_apart(server: grpc.aio.Server, methods: Container[str]) -> None:

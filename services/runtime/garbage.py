@@ -14,7 +14,8 @@ INTERVAL_S = 0.1
 PORTION_OBJECTS = 20_000
 """About 5 ms of looking at them. More are in memory while batches are, and it would be for nothing."""
 OLDER_TURNS, ALL_TURNS = 20, 1_000
-"""Of so many turns one looks at what outlived an earlier one, too, or at all that was made since the start."""
+"""Of so many turns one looks at what outlived an earlier one, too, or at all that was made since the start: each such
+object takes 0.4 µs."""
 
 
 async def collect_in_portions() -> None:

@@ -41,7 +41,7 @@ SERVER_HEADROOM_CALLS = 1_000
 """How far grpc's own limit, which answers without details, stays above ours."""
 PENDING_CALLS_MAX = 20_000
 """Calls that have come and are not yet looked at. By default grpc cuts some off above 1,000, all above 3,000, as if the
-client had cancelled them: a rush of waiting calls comes faster than that."""
+client had cancelled them: a rush of waiting calls comes faster than that. Of each of the port's servers."""
 RESOURCE_BYTES_MAX = 256
 ISSUING = frozenset({"/coupon.v1.IssuerService/IssueCoupon", "/coupon.v1.IssuerService/BatchIssueCoupons"})
 """Whose requests are counted one by one; those that are answered, by the methods themselves."""

@@ -43,11 +43,15 @@ class Health:
             await self._server.stop(grace=None)
 
 
-def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None = None) -> None:
-    """Listen on host:port, without credentials in plain text. Raises OSError with a sentence if the port is taken."""
+def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None = None) -> int:
+    """Listen on host:port, without credentials in plain text; returns the port.
+
+    Raises OSError with a sentence if the port is taken.
+    """
     try:
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
         raise OSError(f"can't listen on {listen}: is the port taken?") from error
     if port == 0:
         raise OSError(f"can't listen on {listen}: is the port taken?")
+    return port

@@ -246,15 +246,14 @@ class Sending:
 
     traceparent: bytes | None
     span: SpanContext | None = None
-    start_ns: int = 0
 
 
 def begin_send() -> Sending:
-    """From now on."""
+    """Before it is known when that will be."""
     if (parent := _sampled()) is None:
         return Sending(traceparent())
     span = child(parent)
-    return Sending(trace_context.header(span), span, time.time_ns())
+    return Sending(trace_context.header(span), span)
 
 
 def end_send(
