@@ -25,6 +25,7 @@ _INSERT = """
 INSERT INTO baseline.issued_coupon (coupon_id, user_id, request_id, sequence)
 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[])"""
 _CREATE_LOCK = 7_106_001
+_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
 
 class DatabaseAway(Exception):
@@ -84,5 +85,5 @@ class Tables:
     async def _fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         try:
             return await self._pool.fetch(statement, *arguments)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except _AWAY as error:
             raise DatabaseAway(f"{type(error).__name__}: {error}") from error

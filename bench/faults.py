@@ -36,9 +36,11 @@ PATIENCE_S = 60.0
 """How long somebody tries to get an answer."""
 RETRY_S = 0.3
 QUIET_S = 1.5
+"""So long without a new row, and with an empty queue: the Redis system is done."""
+STORED_TIMEOUT_S = 60.0
+"""What the Redis system has not stored so long after the last call counts as lost."""
 BACK_TIMEOUT_S = 15.0
 LOOK_S = 0.05
-"""So long without a new row, and with an empty queue: the Redis system is done."""
 SNAPSHOT_TIMEOUT_S = 20.0
 OFTEN, ONCE = (0.2, 0.5, 0.8), (0.5,)
 _FINAL = ("SOLD_OUT", "ALREADY_ISSUED")
@@ -241,7 +243,8 @@ async def _done(system: System) -> None:
         await system.until_settled()
         return
     quiet_since_s, last = time.monotonic(), -1
-    while time.monotonic() - quiet_since_s < QUIET_S:
+    ends_s = quiet_since_s + STORED_TIMEOUT_S
+    while time.monotonic() < min(quiet_since_s + QUIET_S, ends_s):
         if (now := await system.accepted()) != last or await system.settled() != now:
             quiet_since_s, last = time.monotonic(), now
         await asyncio.sleep(LOOK_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -22,6 +23,7 @@ from services.runtime.postgres import connection
 from services.runtime.rows import GRANTS_OF_LISTED, listed, to_coupon, to_time, to_us
 
 Key = tuple[CouponId, UserId]
+_USER = itemgetter(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ class IssuerStore:
         """Who of these has the coupon; and these coupons with the ledger's progress, which is no later than that."""
         async with connection(self._engine) as db:
             progress = _progress(await db.fetch(_COUPONS, self._topic, coupon_ids))
-            rows = await db.fetch(_GRANTS, listed(user for _, user in keys), listed(coupon for coupon, _ in keys))
+            ordered = sorted(keys, key=_USER)  # as the index is: a fifth less to do for PostgreSQL if that is large
+            rows = await db.fetch(_GRANTS, listed(user for _, user in ordered), listed(coupon for coupon, _ in ordered))
         return {(row["coupon_id"], row["user_id"]): _granted(row) for row in rows}, progress
 
     async def progress(self, coupon_ids: Sequence[CouponId] = ()) -> Progress:

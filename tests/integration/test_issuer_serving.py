@@ -23,6 +23,7 @@ from tests.conftest import TEST_PARTITIONS
 from tests.contract.issuing import (
     PATIENCE_S,
     SERVING,
+    Client,
     Issuance,
     System,
     eventually,
@@ -129,7 +130,8 @@ async def test_a_drain_says_not_serving_first_and_answers_the_calls_under_way(fr
     async with fresh.issuer() as issuer:
         async with fresh.ledger():
             await issuer.create(coupon_id, 100)
-        held = [asyncio.ensure_future(issuer.issue(coupon_id, f"user{n}", wait=True)) for n in range(10)]
+        clients = [Client(issuer.address) for _ in range(10)]  # of each server of the port
+        held = [asyncio.ensure_future(c.issue(coupon_id, f"user{n}", wait=True)) for n, c in enumerate(clients)]
 
         async def entered() -> bool:
             return sum(await fresh.ends()) == 11
@@ -150,6 +152,8 @@ async def test_a_drain_says_not_serving_first_and_answers_the_calls_under_way(fr
             assert late.value.code() == grpc.StatusCode.UNAVAILABLE
         async with fresh.ledger():
             assert {(await call).state for call in held} == {Issuance.ISSUED}
+        for client in clients:
+            await client.channel.close()
         await asyncio.wait_for(asyncio.shield(issuer.task), PATIENCE_S)
         watched.cancel()
 
