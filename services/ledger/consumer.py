@@ -28,8 +28,8 @@ STEP_RECORDS = 250
 IDLE_MS = 1_000
 FIRST_IDLE_MS = 100
 """The first idle moment after work is short, for behind it the table is told that all is published."""
-LINGER_S = 0.025
-"""Batches are begun at least so far apart. A lone request is settled at once, a rush forty times a second."""
+LINGER_S = 0.02
+"""Batches are begun at least so far apart. A lone request is settled at once, a rush fifty times a second."""
 ANSWER_MS = 5
 """How long to wait, where batches follow each other closely, for what the broker is known to have."""
 
