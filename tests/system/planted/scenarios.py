@@ -127,8 +127,11 @@ async def corrected_twice(world: PlantedWorld) -> None:
 
 
 async def frozen_for_a_moment(world: PlantedWorld) -> None:
-    """Several come, one after the other, while the ledger stands still; there is one coupon."""
-    await world.put(create(1, "frozen"))
+    """Three come, one after the other, while the ledger stands still; there are two coupons.
+
+    It may have asked for the first when it was stopped, and then settles that one by itself.
+    """
+    await world.put(create(2, "frozen"))
     await world.settled()
     async with world.frozen("ledger"):
         for user_id in ("first", "second", "third"):
