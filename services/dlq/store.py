@@ -88,9 +88,9 @@ class DeadLetterStore:
             await self._progress.move(db, before, after)  # first: of two on one partition only one gets through
             failpoints.reach("dlq.fenced")
             # Before they are noted, so that the failure of a redrive is noted behind that, however soon it comes.
-            await lock(db, [filing.failure.original for filing in filings])
+            letters = await lock(db, [filing.failure.original for filing in filings])
             fresh = await _note_failures(db, filings)
-            counted = await _count_failures(db, fresh, decide)
+            counted = await _count_failures(db, fresh, letters, decide)
             failpoints.reach("dlq.filed")
         failpoints.reach("dlq.committed")
         return counted
@@ -202,11 +202,11 @@ async def _note_failures(db: Connection, filings: Sequence[Filing]) -> list[Fili
     return fresh
 
 
-async def _count_failures(db: Connection, filings: Sequence[Filing], decide: Decide) -> list[DeadLetter]:
-    if not filings:
-        return []
+async def _count_failures(
+    db: Connection, filings: Sequence[Filing], locked: Sequence[DeadLetter], decide: Decide
+) -> list[DeadLetter]:
     originals = sorted({filing.failure.original for filing in filings})
-    letters = {letter.original: letter for letter in await lock(db, originals)}
+    letters = {letter.original: letter for letter in locked}
     stored = frozenset(letters)
     contents: dict[Ticket, Content] = {}
     actions: list[Act] = []

@@ -62,6 +62,7 @@ class Place:
 
     @property
     def is_through(self) -> bool:
+        """Whether there is nothing more to be done for it."""
         return self.offset >= 0 or self.answer is not None or self.failure is not None
 
     @property

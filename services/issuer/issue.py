@@ -69,18 +69,9 @@ class IssuePath:
     async def issue(self, calls: Sequence[IssueCall], caller: Caller) -> list[Answer]:
         """An answer for each call, in their order; none raises for the others."""
         sending = telemetry.begin_send()
-        began_ns = time.time_ns() if sending.span is not None else 0
         places = [Place(call, sending.traceparent) for call in calls]
         try:
-            try:
-                if len(places) == 1:
-                    await self._entry.enter_together(places[0])
-                else:
-                    await self._entry.enter(places)
-            except BaseException as error:
-                self._trace(sending, began_ns, places, error)
-                raise
-            self._trace(sending, began_ns, places)
+            await self._enter(sending, places)
             waiting = [
                 self._await_verdict(place, place.waiter, caller)
                 for place in places
@@ -95,6 +86,18 @@ class IssuePath:
                 if place.waiter is not None:
                     self._tail.leave(place.wait_key, place.waiter)
         return [_answer(place) for place in places]
+
+    async def _enter(self, sending: telemetry.Sending, places: Sequence[Place]) -> None:
+        began_ns = time.time_ns()
+        try:
+            if len(places) == 1:
+                await self._entry.enter_together(places[0])
+            else:
+                await self._entry.enter(places)
+        except BaseException as error:
+            self._trace(sending, began_ns, places, error)
+            raise
+        self._trace(sending, began_ns, places)
 
     async def _await_verdict(self, place: Place, waiter: Waiter, caller: Caller) -> None:
         call = place.call

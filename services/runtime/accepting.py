@@ -14,9 +14,8 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
-from grpc_reflection.v1alpha import reflection
 
-from services.runtime.health import bind
+from services.runtime.health import bind, port_taken
 
 SERVERS = 4
 Servicer = TypeVar("Servicer")
@@ -50,11 +49,6 @@ class Servers:
         for server in self._servers:
             register(servicer, server)
 
-    def reflect(self, services: Sequence[str]) -> None:
-        """Tell by reflection of these services, by their full names."""
-        for server in self._servers:
-            reflection.enable_server_reflection(services, server)
-
     async def start(self, listen: str, credentials: grpc.ServerCredentials | None) -> None:
         """Serve on host:port, without credentials in plain text. Raises OSError with a sentence if that is taken."""
         _check_free(listen)
@@ -80,7 +74,7 @@ def _check_free(listen: str) -> None:
                 probe.bind(address)
         except OSError as error:  # of another kind: an address family that this machine has not got
             if error.errno == errno.EADDRINUSE:
-                raise OSError(f"can't listen on {listen}: is the port taken?") from error
+                raise port_taken(listen) from error
 
 
 def _queue_apart(server: grpc.aio.Server, methods: Container[str]) -> None:

@@ -85,7 +85,7 @@ class GrpcServer:
     async def start(self, listen: str, services: Sequence[str]) -> None:
         """Serve; `services` are the full names that reflection and health speak of. Raises OSError."""
         self.add(health_pb2_grpc.add_HealthServicer_to_server, self._health.servicer)
-        self._servers.reflect([*services, health.SERVICE_NAME, reflection.SERVICE_NAME])
+        self.add(reflection.enable_server_reflection, [*services, health.SERVICE_NAME, reflection.SERVICE_NAME])
         files, certificate = self._access.tls, self._certificate
         if self._callers is None and not is_loopback(listen):
             raise ConfigError(f"without authentication only a loopback address may be served, not {listen}")

@@ -51,7 +51,12 @@ def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentia
     try:
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
-        raise OSError(f"can't listen on {listen}: is the port taken?") from error
+        raise port_taken(listen) from error
     if port == 0:
-        raise OSError(f"can't listen on {listen}: is the port taken?")
+        raise port_taken(listen)
     return port
+
+
+def port_taken(listen: str) -> OSError:
+    """What is raised where nobody can listen on that host:port."""
+    return OSError(f"can't listen on {listen}: is the port taken?")

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
@@ -189,29 +189,19 @@ def end_call(call: Call | None, method: str, code: str, reason: str) -> None:
 # Within a call
 
 
-@dataclass(slots=True)
-class Step:
-    """A part of what is under way; what is learned in it is added to `attributes`."""
-
-    attributes: dict[str, str | int] = field(default_factory=dict)
-
-
-_UNKEPT = Step()
-
-
 @contextlib.contextmanager
-def _step(name: str, kind: SpanKind, parent: SpanContext, attributes: dict[str, str | int]) -> Iterator[Step]:
-    context, start_ns, step = child(parent), time.time_ns(), Step(attributes)
+def _step(name: str, kind: SpanKind, parent: SpanContext, attributes: Attributes) -> Iterator[None]:
+    context, start_ns = child(parent), time.time_ns()
     token = current.set(context)
     error = None
     try:
-        yield step
+        yield
     except BaseException as failure:
         error = type(failure).__name__
         raise
     finally:
         current.reset(token)
-        emit(name, kind, context, parent, start_ns, time.time_ns(), step.attributes, error=error)
+        emit(name, kind, context, parent, start_ns, time.time_ns(), attributes, error=error)
 
 
 def _sampled() -> SpanContext | None:
@@ -219,10 +209,10 @@ def _sampled() -> SpanContext | None:
     return context if context is not None and context.trace_flags & SAMPLED else None
 
 
-def send(topic: str, partition: int, key: str) -> contextlib.AbstractContextManager[Step]:
+def send(topic: str, partition: int, key: str) -> contextlib.AbstractContextManager[None]:
     """The PRODUCER span of putting a record on a topic; current within, so that `traceparent` names it."""
     if (parent := _sampled()) is None:
-        return contextlib.nullcontext(_UNKEPT)
+        return contextlib.nullcontext()
     return _step(f"send {topic}", SpanKind.PRODUCER, parent, _of_sent(topic, partition, key))
 
 
@@ -230,10 +220,10 @@ def _of_sent(topic: str, partition: int | None, key: str) -> dict[str, str | int
     return {**messaging(topic, partition, "send", "send"), "messaging.kafka.message.key": key}
 
 
-def step(name: str) -> contextlib.AbstractContextManager[Step]:
+def step(name: str) -> contextlib.AbstractContextManager[None]:
     """A part of the work without a convention of its own."""
     if (parent := _sampled()) is None:
-        return contextlib.nullcontext(_UNKEPT)
+        return contextlib.nullcontext()
     return _step(name, SpanKind.INTERNAL, parent, {})
 
 
