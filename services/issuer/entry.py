@@ -23,12 +23,13 @@ from services.issuer.outcomes import OutcomesTail, Waiter, WaitKey
 from services.issuer.validation import IssueCall
 from services.runtime import wire
 from services.runtime.coalesce import QueueFull
+from services.runtime.gathering import Gathering
 from services.runtime.kafka import KafkaAway, Message, make_message
 from services.runtime.postgres import DatabaseAway
 from services.runtime.rpc_errors import Refusal, unavailable
 
-ROUND_S = 0.01
-"""Rounds begin at least so far apart. Who comes alone does not wait."""
+ROUND_LEAST_S, ROUND_MOST_S, CROWD_PER_S = 0.002, 0.01, 3_000.0
+"""Rounds begin so far apart, by the rate of the calls in them; see docs/decisions/0015."""
 ROUND_MAX = 2_000
 WAITING_MAX = 100_000
 """Places that wait for their round, and those of a partition that wait to be sent; more are refused as OVERLOADED."""
@@ -92,7 +93,7 @@ class Entry:
         self._unsettled_max = unsettled_max
         self._gathered: list[Place] = []
         self._rounds: asyncio.Task[None] | None = None
-        self._began_s = -ROUND_S
+        self._gathering = Gathering(least_s=ROUND_LEAST_S, most_s=ROUND_MOST_S, crowd_per_s=CROWD_PER_S)
         self._queued: dict[int, list[Place]] = defaultdict(list)
         self._sending: dict[int, asyncio.Task[None]] = {}
 
@@ -115,13 +116,11 @@ class Entry:
     async def _run_rounds(self) -> None:
         try:
             while self._gathered:
-                early_s = self._began_s + ROUND_S - time.monotonic()
-                if early_s > 0:
-                    await asyncio.sleep(early_s)
+                await self._gathering.wait()
                 gathered = [place for place in self._gathered if not place.is_left]
                 places, self._gathered = gathered[:ROUND_MAX], gathered[ROUND_MAX:]
                 if places:
-                    self._began_s = time.monotonic()
+                    self._gathering.begin(len(places))
                     await _tell_after(self._round(places), places)
         finally:
             self._rounds = None

@@ -83,10 +83,18 @@ class IssuerStore:
     ) -> tuple[Mapping[Key, Granted], Progress]:
         """Who of these has the coupon; and these coupons with the ledger's progress, which is no later than that."""
         async with connection(self._engine) as db:
-            progress = _progress(await db.fetch(_COUPONS, self._topic, coupon_ids))
+            progress = _progress(await db.fetch(_COUPONS, self._topic, coupon_ids)) if coupon_ids else None
             ordered = sorted(keys, key=_USER)  # as the index is: a fifth less to do for PostgreSQL if that is large
-            rows = await db.fetch(_GRANTS, listed(user for _, user in ordered), listed(coupon for coupon, _ in ordered))
-        return {(row["coupon_id"], row["user_id"]): _granted(row) for row in rows}, progress
+            pairs = listed(user for _, user in ordered), listed(coupon for coupon, _ in ordered)
+            rows = await db.fetch(_GRANTS_AND_PROGRESS, *pairs, self._topic)
+        granted: dict[Key, Granted] = {}
+        next_offsets: dict[int, int] = {}
+        for row in rows:
+            if row["user_id"] is None:
+                next_offsets[row["ticket_partition"]] = row["ticket_offset"]
+            else:
+                granted[row["coupon_id"], row["user_id"]] = _granted(row)
+        return granted, progress or Progress(next_offsets, {})
 
     async def progress(self, coupon_ids: Sequence[CouponId] = ()) -> Progress:
         """The ledger's progress, and these coupons."""
@@ -191,7 +199,11 @@ _COUPONS = """
 SELECT p.partition, p.next_offset, c.*
 FROM ledger_progress p LEFT JOIN coupon c ON c.topic_partition = p.partition AND c.coupon_id = ANY($2::text[])
 WHERE p.topic = $1"""
-_GRANTS = "SELECT g.*" + GRANTS_OF_LISTED
+# In one round trip and from one snapshot; a row without a user is a partition's progress.
+_GRANTS_AND_PROGRESS = f"""
+SELECT g.user_id, g.coupon_id, g.request_id, g.sequence, g.ticket_partition, g.ticket_offset, g.accepted_at, g.issued_at
+{GRANTS_OF_LISTED}
+UNION ALL SELECT NULL, NULL, NULL, NULL, partition, next_offset, NULL, NULL FROM ledger_progress WHERE topic = $3"""
 _GRANTS_OF_COUPON = """
 SELECT * FROM user_coupon WHERE coupon_id = $1 AND sequence > $2 AND ($3::text IS NULL OR user_id = $3)
 ORDER BY sequence LIMIT $4"""

@@ -14,6 +14,7 @@ from services.ledger import tally
 from services.ledger.store import DeadLetterRun, LedgerStore, ParkedRun
 from services.runtime import batch_traces, failpoints, metrics, wire
 from services.runtime.batch_traces import Traces
+from services.runtime.gathering import Gathering
 from services.runtime.instruments import Gauge
 from services.runtime.kafka import KafkaAway, PartitionReader, Record, RecordProducer, Topics
 from services.runtime.partitions import PartitionWorker
@@ -28,8 +29,8 @@ STEP_RECORDS = 250
 IDLE_MS = 1_000
 FIRST_IDLE_MS = 100
 """The first idle moment after work is short, for behind it the table is told that all is published."""
-LINGER_S = 0.02
-"""Batches are begun at least so far apart. A lone request is settled at once, a rush fifty times a second."""
+GATHER_LEAST_S, GATHER_MOST_S, CROWD_PER_S = 0.01, 0.04, 5_000.0
+"""Batches of a partition begin so far apart, by the rate of their records; see docs/decisions/0015."""
 ANSWER_MS = 5
 """How long to wait, where batches follow each other closely, for what the broker is known to have."""
 
@@ -92,7 +93,7 @@ class PartitionLedger(PartitionWorker):
         self._known: dict[int, wire.DeadLetterRecord] = {}
         self._published_offset = 0
         self._dlq_offset = 0
-        self._began_s = -LINGER_S
+        self._gathering = Gathering(least_s=GATHER_LEAST_S, most_s=GATHER_MOST_S, crowd_per_s=CROWD_PER_S)
 
     def figures(self) -> Mapping[Gauge, float]:
         unpublished = max(0, (self.settled_offset or 0) - self._published_offset)
@@ -138,7 +139,7 @@ class PartitionLedger(PartitionWorker):
 
     async def _next_batch(self, position: Position) -> Batch:
         """What comes next in the line, or nothing after an idle moment."""
-        crowded = await self._linger()
+        crowded = await self._gathering.wait()
         began_ns = time.time_ns()
         idle_ms = IDLE_MS if position.published_offset == position.next_offset else FIRST_IDLE_MS
         step = await poll_behind(self._line, position, max_records=STEP_RECORDS, timeout_ms=idle_ms)
@@ -154,15 +155,9 @@ class PartitionLedger(PartitionWorker):
             await asyncio.sleep(0)  # in small steps: the transaction under way must not wait for its turn
             more = crowded and self._line.known_end() > self._line.position()
             step = await self._line.poll(max_records=STEP_RECORDS, timeout_ms=ANSWER_MS if more else 0)
-        self._began_s = time.monotonic()
+        if records:
+            self._gathering.begin(len(records))
         return Batch(records, decoded, traces, (began_ns, time.time_ns()))
-
-    async def _linger(self) -> bool:
-        """Wait, where batches follow each other closely, so that a transaction settles more than a few records."""
-        wait_s = self._began_s + LINGER_S - time.monotonic()
-        if wait_s > 0:
-            await asyncio.sleep(wait_s)
-        return wait_s > 0
 
     def _decode(self, record: Record) -> LineRecord:
         decoded = wire.decode(record, self._partition)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from services.runtime import metrics
+from services.runtime.gathering import Gathering
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-INTERVAL_S = 0.005
-"""Batches begin at least so far apart: a crowd shares fewer, larger calls. Who comes alone does not wait."""
+GATHER_MOST_S, CROWD_PER_S = 0.005, 5_000.0
+"""Calls begin up to so far apart, by the rate of their items."""
 
 
 class QueueFull(Exception):
@@ -40,7 +40,7 @@ class Coalescer(Generic[T, R]):
         self._waiting: deque[tuple[Sequence[T], asyncio.Future[Sequence[R]]]] = deque()
         self._waiting_count = 0
         self._runner: asyncio.Task[None] | None = None
-        self._began_s = -INTERVAL_S
+        self._gathering = Gathering(least_s=0.0, most_s=GATHER_MOST_S, crowd_per_s=CROWD_PER_S)
 
     async def submit(self, items: Sequence[T]) -> Sequence[R]:
         """The results for these items. Raises QueueFull, and what `call` raises."""
@@ -55,9 +55,7 @@ class Coalescer(Generic[T, R]):
 
     async def _run(self) -> None:
         while self._waiting:
-            early_s = self._began_s + INTERVAL_S - time.monotonic()
-            if early_s > 0:
-                await asyncio.sleep(early_s)
+            await self._gathering.wait()
             batch: list[tuple[Sequence[T], asyncio.Future[Sequence[R]]]] = []
             items: list[T] = []
             while self._waiting and (not batch or len(items) + len(self._waiting[0][0]) <= self._batch_max):
@@ -67,7 +65,7 @@ class Coalescer(Generic[T, R]):
                     batch.append(waiter)
                     items.extend(waiter[0])
             if batch:
-                self._began_s = time.monotonic()
+                self._gathering.begin(len(items))
                 await self._run_batch(batch, items)
         self._runner = None
 

@@ -35,6 +35,8 @@ _SERVER_SETTINGS = {
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 """An asyncpg connection; the type under which the services know it."""
+UniqueViolation = asyncpg.UniqueViolationError
+"""A key is taken: what a statement raises, and for whoever is outside of `connection` BooksWrong."""
 
 
 _FOREIGN = (

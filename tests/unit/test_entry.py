@@ -12,7 +12,7 @@ import pytest
 
 from services.domain.model import Coupon, CouponId, RequestId, Switch, UserId
 from services.issuer.admission import Admission, Known
-from services.issuer.entry import ROUND_MAX, ROUND_S, Entry, Place
+from services.issuer.entry import ROUND_MAX, ROUND_MOST_S, Entry, Place
 from services.issuer.line import Line
 from services.issuer.outcomes import OutcomesTail
 from services.issuer.validation import IssueCall
@@ -122,7 +122,7 @@ async def test_who_leaves_is_not_looked_up_nor_sent_and_costs_those_behind_no_ro
     assert world.admission.asked == [10, 2]
     queued = [world.come(wait=True) for _ in range(10)]
     await eventually(lambda: _is(world.admission.asked == [10, 2, 10]))
-    await asyncio.sleep(2 * ROUND_S)
+    await asyncio.sleep(2 * ROUND_MOST_S)
     for _, task in queued:
         task.cancel()
     world.line.stuck.clear()

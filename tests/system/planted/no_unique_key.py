@@ -5,4 +5,5 @@ from tests.system.planted import launch
 
 if __name__ == "__main__":
     store._GRANTS += " WHERE false"
+    store._HAS_KEY = "SELECT true"
     launch.ledger()

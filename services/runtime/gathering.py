@@ -1,0 +1,34 @@
+"""How long to gather what comes before it is worked on together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+
+class Gathering:
+    """Keeps batches apart, the further the faster their items come: a crowd shares fewer, larger batches, and so what
+    each of them costs beside its items. Who comes alone does not wait.
+    """
+
+    def __init__(self, *, least_s: float, most_s: float, crowd_per_s: float) -> None:
+        """From `crowd_per_s` items a second on, batches begin `most_s` apart; in proportion below, to `least_s`."""
+        self._least_s = least_s
+        self._most_s = most_s
+        self._crowd_per_s = crowd_per_s
+        self._apart_s = 0.0
+        self._began_s = -most_s
+
+    async def wait(self) -> bool:
+        """Until the next batch may begin; whether that took any time."""
+        early_s = self._began_s + self._apart_s - time.monotonic()
+        if early_s > 0:
+            await asyncio.sleep(early_s)
+        return early_s > 0
+
+    def begin(self, count: int) -> None:
+        """A batch of so many items begins now."""
+        now_s = time.monotonic()
+        per_s = count / max(now_s - self._began_s, 1e-3)
+        self._apart_s = min(max(self._most_s * per_s / self._crowd_per_s, self._least_s), self._most_s)
+        self._began_s = now_s

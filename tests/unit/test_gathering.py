@@ -1,0 +1,79 @@
+"""How far apart batches begin."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.runtime.gathering import Gathering
+
+LEAST_S, MOST_S, CROWD_PER_S = 0.01, 0.04, 4_000.0
+
+
+class Clock:
+    """Time that passes when somebody sleeps, or when a test says so."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1_000.0
+        self.slept_s = 0.0
+        patch.setattr("services.runtime.gathering.time.monotonic", lambda: self.now_s)
+        patch.setattr("services.runtime.gathering.asyncio.sleep", self._sleep)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.slept_s += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def made() -> Gathering:
+    return Gathering(least_s=LEAST_S, most_s=MOST_S, crowd_per_s=CROWD_PER_S)
+
+
+async def waited_s(clock: Clock, gathering: Gathering) -> float:
+    before_s = clock.slept_s
+    assert await gathering.wait() is (clock.slept_s > before_s)
+    return clock.slept_s - before_s
+
+
+async def test_who_comes_first_or_after_a_while_does_not_wait(clock: Clock) -> None:
+    gathering = made()
+    assert await waited_s(clock, gathering) == 0
+    gathering.begin(1)
+    clock.now_s += 2 * LEAST_S
+    assert await waited_s(clock, gathering) == 0
+
+
+async def test_the_faster_they_come_the_further_apart_within_limits(clock: Clock) -> None:
+    async def apart_s(per_s: float) -> float:
+        gathering = made()
+        gathering.begin(1)
+        clock.now_s += 1.0
+        gathering.begin(round(per_s))
+        return await waited_s(clock, gathering)
+
+    assert await apart_s(10) == pytest.approx(LEAST_S)
+    assert await apart_s(CROWD_PER_S / 2) == pytest.approx(MOST_S / 2)
+    assert await apart_s(CROWD_PER_S) == pytest.approx(MOST_S)
+    assert await apart_s(100 * CROWD_PER_S) == pytest.approx(MOST_S)
+
+
+async def test_a_steady_stream_settles_at_its_distance(clock: Clock) -> None:
+    gathering, per_s = made(), CROWD_PER_S / 2
+    last_s = clock.now_s
+    for _ in range(20):
+        await gathering.wait()
+        gathering.begin(max(round(per_s * (clock.now_s - last_s)), 1))
+        last_s = clock.now_s
+        clock.now_s += 0.001  # the first of the next come
+    assert await waited_s(clock, gathering) == pytest.approx(MOST_S / 2 - 0.001, rel=0.1)
+
+
+async def test_batches_that_take_longer_follow_each_other_at_once(clock: Clock) -> None:
+    gathering = made()
+    for _ in range(3):
+        assert await waited_s(clock, gathering) == 0
+        gathering.begin(8_000)
+        clock.now_s += MOST_S
