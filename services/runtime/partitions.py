@@ -131,6 +131,7 @@ class PartitionWorkers:
         self._workers: dict[int, tuple[PartitionWorker, asyncio.Task[None]]] = {}
         self._committed: dict[int, int] = {}
         self._gauges: set[Gauge] = set()
+        self._over = False
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
             **kafka_security.arguments(),
@@ -183,11 +184,14 @@ class PartitionWorkers:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stopping.wait(), timeout=TICK_S)
         finally:
+            self._over = True
             await self._end(list(self._workers))
             with contextlib.suppress(KafkaError, TimeoutError, OSError):
                 await asyncio.wait_for(self._consumer.stop(), timeout=HAND_OVER_TIMEOUT_S)
 
     def _begin(self, partitions: list[int]) -> None:
+        if self._over:  # the group gave them before it heard that we are leaving: nobody would end their workers
+            return
         for partition in partitions:
             tp = TopicPartition(self._topic, partition)
             self._consumer.pause(tp)

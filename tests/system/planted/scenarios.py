@@ -127,14 +127,14 @@ async def corrected_twice(world: PlantedWorld) -> None:
 
 
 async def frozen_for_a_moment(world: PlantedWorld) -> None:
-    """Three come, one after the other, while the ledger stands still; there are two coupons.
+    """Six come, one after the other, while the ledger stands still; there are five coupons.
 
-    It may have asked for the first when it was stopped, and then settles that one by itself.
+    It may have asked for the first of them when it was stopped, and then settles those by themselves.
     """
-    await world.put(create(2, "frozen"))
+    await world.put(create(5, "frozen"))
     await world.settled()
     async with world.frozen("ledger"):
-        for user_id in ("first", "second", "third"):
+        for user_id in ("first", "second", "third", "fourth", "fifth", "sixth"):
             await world.take_place("frozen", user_id)
     await world.settled()
 
