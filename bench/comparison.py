@@ -90,7 +90,7 @@ def _comparison(figure: Figures) -> Iterable[Sequence[str]]:
 
 def _beside(figure: Figures) -> Iterable[Sequence[str]]:
     rows = (
-        ("unary calls/s, 100 callers", "baseline_unary_per_s", "unary_per_s", True),
+        ("unary calls/s, 200 callers", "baseline_unary_per_s", "unary_per_s", True),
         ("batches of 1,000: answered/s", "baseline_accepted_per_s", "batch_accepted_per_s", True),
         ("batches of 1,000: settled/s", "baseline_batched_settled_per_s", "batch_settled_per_s", True),
         ("CPU a settled request, µs", "baseline_cpu_us_per_settled", "cpu_us_per_settled", False),

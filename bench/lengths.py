@@ -11,7 +11,9 @@ class Lengths:
 
     slices: int = 5
     slice_s: float = 2.5
-    callers: int = 100
+    callers: int = 200
+    """As many as keep the machine at work; by 100 a fifth of it is idle while they wait for their round."""
+    few_callers: int = 100
     saturation_s: float = 6.0
     paced_s: float = 8.0
     """Each of the runs at a share of saturation."""
@@ -45,6 +47,7 @@ TINY = Lengths(
     slices=1,
     slice_s=0.3,
     callers=10,
+    few_callers=5,
     saturation_s=0.4,
     paced_s=0.4,
     storm_s=0.3,

@@ -47,7 +47,7 @@ async def scenario(session: Session) -> None:
 
 async def _saturate(session: Session, system: System) -> Told:
     lengths = session.lengths
-    load = Load(system.address, HOT, "full", callers=2 * lengths.callers, seconds=lengths.saturation_s)
+    load = Load(system.address, HOT, "full", callers=lengths.callers, seconds=lengths.saturation_s)
     return await _run(session, system, load)
 
 

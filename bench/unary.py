@@ -36,20 +36,22 @@ async def scenario(session: Session) -> None:
         await open_.enter_async_context(program("bench.noop", bare, log_path=session.logs / "noop.log"))
         behind = await _noop_behind(session, open_)
         targets = {
-            "noop_bare": (bare, HOT),
-            "noop": (behind, HOT),
-            "unary": (ours.address, HOT),
-            "cached": (ours.address, GONE),
-            "noop_refusing": (behind, "coupons/refused"),
-            "telemetry_off": (silent.address, HOT),
-            "baseline_unary": (redis.address, HOT),
+            "noop_bare": (bare, HOT, lengths.callers),
+            "noop": (behind, HOT, lengths.callers),
+            "unary": (ours.address, HOT, lengths.callers),
+            "cached": (ours.address, GONE, lengths.callers),
+            "noop_refusing": (behind, "coupons/refused", lengths.callers),
+            "telemetry_off": (silent.address, HOT, lengths.callers),
+            "baseline_unary": (redis.address, HOT, lengths.callers),
+            "noop_few": (behind, HOT, lengths.few_callers),
+            "unary_few": (ours.address, HOT, lengths.few_callers),
         }
         told: dict[str, list[Told]] = {name: [] for name in targets}
         usage: Usage | None = None
         for round_ in range(-1, lengths.slices):
-            for name, (address, coupon) in targets.items():
+            for name, (address, coupon, callers) in targets.items():
                 seconds = lengths.slice_s if round_ >= 0 else min(lengths.slice_s, 1.0)  # the first warms up
-                load = Load(address, coupon, f"u{round_}{name}", callers=lengths.callers, seconds=seconds)
+                load = Load(address, coupon, f"u{round_}{name}", callers=callers, seconds=seconds)
                 if name == "unary":
                     usage = Usage(ours)
                 one = await run(load, processes=1)
@@ -73,6 +75,7 @@ async def scenario(session: Session) -> None:
         results.put(**{f"{name}_client_cores": statistics.median(one.cpu_s / lengths.slice_s for one in told[name])})
     results.put(
         unary_ratio=median_ratio(per_s["unary"], per_s["noop"]),
+        unary_few_ratio=median_ratio(per_s["unary_few"], per_s["noop_few"]),
         unary_bare_ratio=median_ratio(per_s["unary"], per_s["noop_bare"]),
         cached_ratio=median_ratio(per_s["cached"], per_s["noop"]),
         cached_refusing_ratio=median_ratio(per_s["cached"], per_s["noop_refusing"]),

@@ -77,7 +77,7 @@ def test_the_report_sets_figures_beside_limits_and_says_what_was_missed(tmp_path
     assert next(line for line in lines if "last row after the last call |" in line).endswith("| ≤ 1 | missed |")
     settled = next(line for line in lines if line.startswith("| settled (calls that wait)"))
     assert [round(float(cell)) for cell in settled.split("|")[2:-1]] == [50, 90, 99, 100]
-    assert "| unary calls/s, 100 callers | 9,000 | 7,500 | better: Redis system |" in lines
+    assert "| unary calls/s, 200 callers | 9,000 | 7,500 | better: Redis system |" in lines
     assert "| 10,000,000 | 36,000 |" in lines
     assert next(line for line in lines if line.startswith("| Kafka or Redis, once: redis | redis |")).count(" 41 ") == 9
     assert {path.name for path in tmp_path.glob("*.png")} == {"latency.png", "growth.png"}
