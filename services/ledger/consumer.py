@@ -100,6 +100,7 @@ class PartitionLedger(PartitionWorker):
         return {**super().figures(), metrics.PARKED_RUN: self._run.length, metrics.UNPUBLISHED_RECORDS: unpublished}
 
     async def _work_from(self, position: Position) -> None:
+        await self._store.check_key()  # here: what is committed is published also without
         publishing: asyncio.Task[None] | None = None
         reading = asyncio.create_task(self._next_batch(position))
         try:

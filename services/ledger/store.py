@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -40,11 +39,14 @@ from services.runtime.rows import EPOCH, GRANTS_OF_LISTED, expect, listed, to_co
 from services.runtime.settled import Settled, settled_between
 
 CAREFUL_BATCHES = 100
-"""For how many batches, 2 to 5 s of a rush, everybody is looked up first once somebody was not granted."""
+"""For how many batches of its partition everybody is looked up first once somebody was not granted: 4 s of a rush."""
+KEY = "user_coupon_pkey"
+"""Of user_id and coupon_id: nobody has a coupon twice."""
+_NOT_REFUSED = frozenset({Issued, Changed})
 
 
 class _NotAllGranted(Exception):
-    """Somebody is refused, and why depends on what everybody has already."""
+    """Somebody is not, and why may depend on what everybody has already."""
 
 
 class DeadLetterRun(Exception):
@@ -90,15 +92,16 @@ class LedgerStore:
         """Of each partition, how many batches are still to be looked up first."""
 
     async def position(self, partition: int) -> Position:
-        """The partition's progress; a missing row is inserted at 0.
-
-        Raises DatabaseAway, and BooksWrong where the key is missing that keeps anybody from being granted twice.
-        """
+        """The partition's progress; a missing row is inserted at 0. Raises DatabaseAway."""
         async with connection(self._engine) as db:
             await db.execute(_END_FROZEN)
-            if not await db.fetchval(_HAS_KEY):
-                raise BooksWrong("user_coupon has no valid unique key user_coupon_pkey of user_id and coupon_id")
             return await self._progress.take(db, partition)
+
+    async def check_key(self) -> None:
+        """That there is the key that `settle` relies on. Raises BooksWrong, DatabaseAway."""
+        async with connection(self._engine) as db:
+            if not await db.fetchval(_HAS_KEY, KEY):
+                raise BooksWrong(f"user_coupon has no valid unique key {KEY} of user_id and coupon_id alone")
 
     async def parked_run(self, position: Position, limit: int) -> ParkedRun:
         """The run of parked records that ends at the position, so that it goes on where another ledger counted it.
@@ -123,8 +126,13 @@ class LedgerStore:
         async with connection(self._engine) as db:
             # While everybody is granted nobody is looked up: the unique key says at once if somebody has it already.
             if self._careful[partition] == 0:
-                with contextlib.suppress(_NotAllGranted, UniqueViolation):
+                try:
                     return await self._settle(db, before, after, records, run, careful=False)
+                except _NotAllGranted:
+                    pass
+                except UniqueViolation as error:
+                    if error.constraint_name != KEY:
+                        raise
                 self._careful[partition] = CAREFUL_BATCHES
             self._careful[partition] -= 1
             return await self._settle(db, before, after, records, run, careful=True)
@@ -145,7 +153,7 @@ class LedgerStore:
             failpoints.reach("ledger.fenced")
             state = await self._read_state(db, before.partition, records, grants=careful)
             decision = decide(state, records)
-            if not careful and Rejected in set(map(type, decision.verdicts)):
+            if not careful and not _NOT_REFUSED.issuperset(map(type, decision.verdicts)):
                 raise _NotAllGranted
             run = run.after(decision.verdicts)
             failpoints.reach("ledger.decided")
@@ -339,8 +347,10 @@ WHERE datname = current_database() AND usename = current_user AND application_na
     AND state = 'active' AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - interval '3 s'"""
 _HAS_KEY = """
 SELECT count(*) = 1 FROM pg_index
-WHERE indexrelid = to_regclass('user_coupon_pkey') AND indrelid = to_regclass('user_coupon')
-    AND indisunique AND indimmediate AND indisvalid AND indisready AND indpred IS NULL"""
+WHERE indexrelid = to_regclass($1) AND indrelid = to_regclass('user_coupon')
+    AND indisunique AND indimmediate AND indisvalid AND indisready AND indpred IS NULL AND indnkeyatts = 2
+    AND ARRAY['coupon_id', 'user_id'] <@ ARRAY(
+        SELECT attname::text FROM pg_attribute WHERE attrelid = indrelid AND attnum IN (indkey[0], indkey[1]))"""
 # Of rejected records alone, behind the last one that was no refusal.
 _LAST_REASONS = """
 SELECT reason FROM rejected_issue

@@ -8,7 +8,7 @@ import time
 
 class Gathering:
     """Keeps batches apart, the further the faster their items come: a crowd shares fewer, larger batches, and so what
-    each of them costs beside its items. Who comes alone does not wait.
+    each of them costs beside its items. Who comes after a pause does not wait.
     """
 
     def __init__(self, *, least_s: float, most_s: float, crowd_per_s: float) -> None:

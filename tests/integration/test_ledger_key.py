@@ -14,7 +14,7 @@ from services.ledger.store import LedgerStore
 from services.runtime.kafka import Message, Topics
 from services.runtime.postgres import UniqueViolation
 from stack import Stack
-from tests.integration.ledger_world import World, batches_of, change, create, halted, issue, request_id
+from tests.integration.ledger_world import COUPON, World, batches_of, change, create, halted, issue, request_id
 
 TRUSTING, CAREFUL = "trusting", "careful"
 
@@ -102,11 +102,48 @@ async def test_verdicts_are_those_of_looking_everybody_up(
     await world.audit()
 
 
-async def test_without_the_key_nothing_is_settled(world: World) -> None:
+async def test_one_who_has_it_is_found_among_thousands_who_have_not(world: World, ways: Counter[str]) -> None:
+    await world.settle(create(10_000), issue("a"))
+    await world.settle(issue("a", request="again"), *(issue(f"user-{number}") for number in range(7_999)))
+    assert ways[f"{TRUSTING} {UniqueViolation.__name__}"] == 1
+    assert (await world.verdicts())[1:4] == ["ISSUED 1", "ALREADY_ISSUED", "ISSUED 2"]
+    await world.audit()
+
+
+async def test_a_clash_with_another_key_is_no_sign_of_a_grant(world: World, ways: Counter[str]) -> None:
+    await world.settle(create(5))
+    await world.execute(
+        f"""
+        INSERT INTO user_coupon (user_id, coupon_id, request_id, sequence, ticket_partition, ticket_offset, accepted_at)
+        VALUES ('mallory', '{COUPON}', 'x', 1, 7, 7, now())"""
+    )
+    await world.put(issue("a"))
+    ledger = world.ledger()
+    async with world.running(ledger):
+        assert "user_coupon_sequence_key" in await halted(ledger)
+    assert ways == {TRUSTING: 1, f"{TRUSTING} {UniqueViolation.__name__}": 2}
+
+
+@pytest.mark.parametrize(
+    "instead",
+    [
+        "",
+        ", ADD CONSTRAINT user_coupon_pkey PRIMARY KEY (user_id, coupon_id, sequence)",
+        ", ADD CONSTRAINT user_coupon_pkey PRIMARY KEY (user_id, sequence)",
+        ", ADD CONSTRAINT user_coupon_pkey PRIMARY KEY (user_id, coupon_id) DEFERRABLE INITIALLY DEFERRED",
+    ],
+)
+async def test_without_the_key_nothing_is_settled_but_what_is_committed_is_published(
+    world: World, instead: str
+) -> None:
     await world.settle(create(5), issue("a"))
-    await world.execute("ALTER TABLE user_coupon DROP CONSTRAINT user_coupon_pkey")
+    await world.execute(
+        f"ALTER TABLE user_coupon DROP CONSTRAINT user_coupon_pkey{instead}",
+        "UPDATE ledger_progress SET published_offset = 1",
+    )
     await world.put(issue("a", request="again"))
     ledger = world.ledger()
     async with world.running(ledger):
         assert "user_coupon_pkey" in await halted(ledger)
     assert await world.verdicts() == ["APPLIED", "ISSUED 1"]
+    assert len(await world.outcomes()) == 3  # the second once more

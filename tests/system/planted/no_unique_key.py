@@ -5,5 +5,5 @@ from tests.system.planted import launch
 
 if __name__ == "__main__":
     store._GRANTS += " WHERE false"
-    store._HAS_KEY = "SELECT true"
+    store._HAS_KEY = "SELECT $1 = $1"
     launch.ledger()
