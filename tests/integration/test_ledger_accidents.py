@@ -15,7 +15,7 @@ from services.ledger import consumer
 from services.ledger import store as ledger_store
 from services.ledger.store import LedgerStore, ParkedRun
 from services.runtime import wire
-from services.runtime.kafka import Appended, DeliveryUnknown, Message, Record, RecordProducer, Topics
+from services.runtime.kafka import Appended, DeliveryUnknown, Message, Record, RecordProducer
 from services.runtime.progress import Position, PositionLost
 from stack import Link, Stack
 from tests.conftest import TEST_PARTITIONS
@@ -36,14 +36,6 @@ from tests.integration.ledger_world import (
     halted,
     issue,
 )
-
-
-@pytest.fixture
-async def world(stack: Stack, database: str, topics: Topics, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(consumer, "IDLE_MS", 50)
-    made = World(stack, database, topics)
-    yield made
-    await made.close()
 
 
 def mixture(size: int = 40) -> list[Message]:

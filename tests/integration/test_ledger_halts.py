@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -14,11 +14,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from migrations.topics import ensure_topics
-from services.ledger import consumer
 from services.ledger.store import LedgerStore
 from services.runtime import kafka
-from services.runtime.kafka import Appended, DeliveryUnknown, Message, Record, Topics
-from stack import Stack
+from services.runtime.kafka import Appended, DeliveryUnknown, Message, Record
 from tests.conftest import TEST_PARTITIONS
 from tests.integration.ledger_world import (
     HOME,
@@ -34,14 +32,6 @@ from tests.integration.ledger_world import (
     halted,
     issue,
 )
-
-
-@pytest.fixture
-async def world(stack: Stack, database: str, topics: Topics, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(consumer, "IDLE_MS", 50)
-    made = World(stack, database, topics)
-    yield made
-    await made.close()
 
 
 async def recreate(world: World, *messages: Message) -> None:

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from services.ledger import consumer
 from services.ledger.store import LedgerStore
-from services.runtime.kafka import Message, Topics
+from services.runtime.kafka import Message
 from services.runtime.postgres import UniqueViolation
-from stack import Stack
 from tests.integration.ledger_world import COUPON, World, batches_of, change, create, halted, issue, request_id
 
 TRUSTING, CAREFUL = "trusting", "careful"
-
-
-@pytest.fixture
-async def world(stack: Stack, database: str, topics: Topics, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(consumer, "IDLE_MS", 50)
-    made = World(stack, database, topics)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

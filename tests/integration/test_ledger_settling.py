@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,10 +10,8 @@ import pytest
 from coupon.v1 import events_pb2
 
 from services.domain.model import ParkReason, Ticket
-from services.ledger import consumer
 from services.runtime import kafka, wire
-from services.runtime.kafka import Message, Record, Topics
-from stack import Stack
+from services.runtime.kafka import Message, Record
 from tests.integration.ledger_world import (
     COUPON,
     HOME,
@@ -32,14 +29,6 @@ from tests.integration.ledger_world import (
 )
 
 ELSEWHERE = coupon_at(HOME + 1)
-
-
-@pytest.fixture
-async def world(stack: Stack, database: str, topics: Topics, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(consumer, "IDLE_MS", 50)
-    made = World(stack, database, topics)
-    yield made
-    await made.close()
 
 
 def told(record: Record) -> Any:
