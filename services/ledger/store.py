@@ -42,7 +42,8 @@ CAREFUL_BATCHES = 100
 """For how many batches of its partition everybody is looked up first once somebody was not granted: 4 s of a rush."""
 KEY = "user_coupon_pkey"
 """Of user_id and coupon_id: nobody has a coupon twice."""
-_NOT_REFUSED = frozenset({Issued, Changed})
+_KNOWN_AT_ONCE = frozenset({Issued, Changed})
+"""Verdicts that need no look at what anybody has; any other may."""
 
 
 class _NotAllGranted(Exception):
@@ -153,7 +154,7 @@ class LedgerStore:
             failpoints.reach("ledger.fenced")
             state = await self._read_state(db, before.partition, records, grants=careful)
             decision = decide(state, records)
-            if not careful and not _NOT_REFUSED.issuperset(map(type, decision.verdicts)):
+            if not careful and not _KNOWN_AT_ONCE.issuperset(map(type, decision.verdicts)):
                 raise _NotAllGranted
             run = run.after(decision.verdicts)
             failpoints.reach("ledger.decided")

@@ -17,7 +17,7 @@ class Gathering:
         self._most_s = most_s
         self._crowd_per_s = crowd_per_s
         self._apart_s = 0.0
-        self._began_s = -most_s
+        self._began_s = 0.0
 
     async def wait(self) -> bool:
         """Until the next batch may begin; whether that took any time."""
