@@ -53,7 +53,7 @@ cli: $(VENV)/.ready ## make .venv/bin/firstcome, the operators' command line
 
 .PHONY: test
 test: $(VENV)/.ready ## all tests, or those in ARGS="tests/unit -k name"; two at a time, each with a stack of its own
-	@$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0 $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.ready lint-contract ## style, types, who may import whom, the contract, generated code, deploy/k8s

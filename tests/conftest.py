@@ -26,6 +26,27 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _PATIENCE_S = 60
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets a run that is cut off later have said what failed until then."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        config.pluginmanager.register(_FailuresAtOnce(terminal))
+
+
+class _FailuresAtOnce:
+    """Prints each failure when it happens, and not at the end alone."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.ensure_newline()
+            self._terminal.write_line(f"{report.when} of {report.nodeid} failed:")
+            self._terminal.write_line(report.longreprtext)
+
+
 def unique_name(what: str) -> str:
     """A name for a database or a topic prefix that no other test, and no other run, has."""
     return f"{what}_{uuid.uuid4().hex[:12]}"
