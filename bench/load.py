@@ -28,7 +28,7 @@ from google.rpc import code_pb2
 from hdrh.histogram import HdrHistogram
 
 CHANNELS = 4
-TICK_S = 0.002
+TICK_S = 0.005
 """Calls by schedule leave when they are due, or so much later: that counts as their wait, and the callers, which share
 the machine with what they call, need not wake for each."""
 IN_FLIGHT_MAX = 5_000

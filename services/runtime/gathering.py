@@ -5,6 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 
+BEFORE = 0.75
+"""How much a batch counts beside the one after it: what comes in rounds itself comes unevenly."""
+PAUSE_BATCHES = 5
+"""A pause counts as so many batches' time at most: behind it the rate is known again within a few."""
+
 
 class Gathering:
     """Keeps batches apart, the further the faster their items come: a crowd shares fewer, larger batches, and so what
@@ -17,6 +22,7 @@ class Gathering:
         self._most_s = most_s
         self._crowd_per_s = crowd_per_s
         self._apart_s = 0.0
+        self._items = self._items_s = 0.0
         self._began_s = 0.0
 
     async def wait(self) -> bool:
@@ -29,6 +35,9 @@ class Gathering:
     def begin(self, count: int) -> None:
         """A batch of so many items begins now."""
         now_s = time.monotonic()
-        per_s = count / max(now_s - self._began_s, 1e-3)
+        since_s = min(max(now_s - self._began_s, 1e-3), PAUSE_BATCHES * self._most_s)
+        self._items = BEFORE * self._items + count
+        self._items_s = BEFORE * self._items_s + since_s
+        per_s = self._items / self._items_s
         self._apart_s = min(max(self._most_s * per_s / self._crowd_per_s, self._least_s), self._most_s)
         self._began_s = now_s

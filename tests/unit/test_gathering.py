@@ -49,14 +49,14 @@ async def test_who_comes_first_or_after_a_while_does_not_wait(clock: Clock) -> N
 async def test_the_faster_they_come_the_further_apart_within_limits(clock: Clock) -> None:
     async def apart_s(per_s: float) -> float:
         gathering = made()
-        gathering.begin(1)
-        clock.now_s += 1.0
-        gathering.begin(round(per_s))
+        for _ in range(30):
+            clock.now_s += 0.1
+            gathering.begin(round(per_s / 10))
         return await waited_s(clock, gathering)
 
     assert await apart_s(10) == pytest.approx(LEAST_S)
-    assert await apart_s(CROWD_PER_S / 2) == pytest.approx(MOST_S / 2)
-    assert await apart_s(CROWD_PER_S) == pytest.approx(MOST_S)
+    assert await apart_s(CROWD_PER_S / 2) == pytest.approx(MOST_S / 2, rel=0.01)
+    assert await apart_s(CROWD_PER_S) == pytest.approx(MOST_S, rel=0.01)
     assert await apart_s(100 * CROWD_PER_S) == pytest.approx(MOST_S)
 
 
@@ -69,6 +69,29 @@ async def test_a_steady_stream_settles_at_its_distance(clock: Clock) -> None:
         last_s = clock.now_s
         clock.now_s += 0.001  # the first of the next come
     assert await waited_s(clock, gathering) == pytest.approx(MOST_S / 2 - 0.001, rel=0.1)
+
+
+async def test_an_uneven_stream_is_kept_apart_almost_evenly(clock: Clock) -> None:
+    gathering = made()
+    for count in (30, 90) * 10:
+        gathering.begin(count)
+        clock.now_s += 0.03
+    apart_s = []
+    for count in (30, 90):
+        gathering.begin(count)
+        apart_s.append(await waited_s(clock, gathering))
+        clock.now_s += 0.03 - apart_s[-1]
+    assert apart_s == pytest.approx([MOST_S / 2] * 2, rel=0.2)
+
+
+async def test_a_pause_is_forgotten_within_a_few_batches(clock: Clock) -> None:
+    gathering = made()
+    gathering.begin(1)
+    clock.now_s += 3_600
+    for _ in range(15):
+        clock.now_s += MOST_S
+        gathering.begin(round(CROWD_PER_S * MOST_S))
+    assert await waited_s(clock, gathering) == pytest.approx(MOST_S, rel=0.1)
 
 
 async def test_batches_that_take_longer_follow_each_other_at_once(clock: Clock) -> None:
