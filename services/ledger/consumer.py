@@ -16,7 +16,7 @@ from services.runtime import batch_traces, failpoints, metrics, wire
 from services.runtime.batch_traces import Traces
 from services.runtime.gathering import Gathering
 from services.runtime.instruments import Gauge
-from services.runtime.kafka import KafkaAway, PartitionReader, Record, RecordProducer, Topics
+from services.runtime.kafka import KafkaAway, Message, PartitionReader, Record, RecordProducer, Topics
 from services.runtime.partitions import PartitionWorker
 from services.runtime.postgres import BooksWrong, DatabaseRefused
 from services.runtime.progress import Halted, NotTheLog, Position, check_log, poll_behind
@@ -196,7 +196,7 @@ class PartitionLedger(PartitionWorker):
 
     async def _publish(self, settled: Settled) -> None:
         """Outcomes and dead letters of a committed batch; the published position moves once both are acknowledged."""
-        told = (wire.outcome(self._partition, verdict) for verdict in settled.verdicts)
+        told = wire.outcome_messages(self._topics.line, self._partition, settled.verdicts, settled.traces)
         parked = [
             (record, verdict)
             for record, verdict in zip(settled.records, settled.verdicts, strict=True)
@@ -205,9 +205,7 @@ class PartitionLedger(PartitionWorker):
         await self._append(told, parked, settled.traces)
         self._published_offset = settled.position.next_offset
 
-    async def _append(
-        self, told: Iterable[wire.Outcome], parked: Sequence[tuple[Record, Parked]], traces: Traces
-    ) -> None:
+    async def _append(self, told: Iterable[Message], parked: Sequence[tuple[Record, Parked]], traces: Traces) -> None:
         dlq_offset = self._dlq_offset
         if parked:
             batch_traces.dead_lettered(self._topics.line, self._partition, parked)
@@ -221,13 +219,9 @@ class PartitionLedger(PartitionWorker):
             batch_traces.sent(self._topics.dlq, self._partition, dead_traces, began_ns)
             dlq_offset = appended[-1].offset + 1
             failpoints.reach("ledger.dead_letters_published")
-        # Made while they are sent: the broker has the first of them before the last is there.
-        outcomes = (
-            wire.outcome_message(self._topics.line, self._partition, outcome, traces.get(outcome.offset))
-            for outcome in told
-        )
         began_ns = time.time_ns()
-        await self._producer.append(self._topics.outcomes, self._partition, outcomes)
+        # Made while they are sent: the broker has the first of them before the last is there.
+        await self._producer.append(self._topics.outcomes, self._partition, told)
         batch_traces.sent(self._topics.outcomes, self._partition, traces, began_ns)
         failpoints.reach("ledger.outcomes_published")
         # Now, not before: a crash must find again the dead letters of what it publishes again, and of what is to come.
@@ -296,8 +290,10 @@ class PartitionLedger(PartitionWorker):
                 )
             settled = [(record, *found[record.offset]) for record in records]
             parked = [(r, verdict) for r, _, verdict in settled if verdict is not None and r.offset not in published]
-            outcomes = [outcome for _, outcome, _ in settled]
-            await self._append(outcomes, parked, batch_traces.traceparents(records))
+            traces = batch_traces.traceparents(records)
+            line = self._topics.line, self._partition
+            told = [wire.outcome_message(*line, outcome, traces.get(outcome.offset)) for _, outcome, _ in settled]
+            await self._append(told, parked, traces)
             start = end
 
     def _check_run(self) -> None:

@@ -211,8 +211,10 @@ class RecordProducer:
         for number, message in enumerate(messages, start=1):
             if number % STEP_MESSAGES == 0:
                 await asyncio.sleep(0)
-            headers = list(message.headers)  # aiokafka takes nothing else
-            while batch.append(key=message.key, value=message.value, timestamp=None, headers=headers) is None:
+            key, value, headers = message
+            if type(headers) is not list:  # aiokafka takes nothing else
+                headers = list(headers)
+            while batch.append(key=key, value=value, timestamp=None, headers=headers) is None:
                 sent.append((count, await producer.send_batch(batch, topic, partition=partition)))
                 batch, count = producer.create_batch(), 0
             count += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -57,6 +57,7 @@ ISSUER_SOURCE = b"/firstcome/issuer"
 LEDGER_SOURCE = b"/firstcome/ledger"
 DLQ_SOURCE = b"/firstcome/dlq"
 SPEC_VERSION = b"1.0"
+_CE_TIME = "ce_time"
 
 _ISSUE_REQUESTED = ISSUE_REQUESTED.encode()
 _CHANGE_REQUESTED = CHANGE_REQUESTED.encode()
@@ -153,7 +154,7 @@ def _fixed_headers(ce_type: str, source: bytes) -> tuple[tuple[str, bytes | None
 def _headers(
     ce_type: str, ce_id: bytes, source: bytes, ce_time: bytes, traceparent: bytes | None
 ) -> list[tuple[str, bytes | None]]:
-    headers = [*_fixed_headers(ce_type, source), (kafka.CE_ID, ce_id), ("ce_time", ce_time)]
+    headers = [*_fixed_headers(ce_type, source), (kafka.CE_ID, ce_id), (_CE_TIME, ce_time)]
     if traceparent:
         headers.append((kafka.TRACEPARENT, traceparent))
     return headers
@@ -372,15 +373,13 @@ def outcome(partition: int, verdict: Verdict) -> Outcome:
 
 
 _issued = events_pb2.CouponIssuedEvent()
-"""Filled again for each grant: making a message for each would cost more than to fill and to serialize it."""
+"""Filled again for each grant, all of its fields: making a message for each would cost more."""
 
 
 def _issued_event(ticket: str, verdict: Issued) -> bytes:
-    _issued.Clear()
     _, _, _issued.coupon_id, _issued.user_id, _issued.request_id, _issued.sequence, redrive_of = verdict
     _issued.ticket = ticket
-    if redrive_of is not None:
-        _issued.redrive_of = str(redrive_of)
+    _issued.redrive_of = "" if redrive_of is None else str(redrive_of)
     return _issued.SerializeToString()
 
 
@@ -428,6 +427,30 @@ def outcome_message(line_topic: str, partition: int, told: Outcome, traceparent:
     ce_id = f"{line_topic}/{partition}/{told.offset}".encode()
     headers = _headers(told.ce_type, ce_id, LEDGER_SOURCE, rfc3339(told.time_us), traceparent)
     return make_message((told.key, told.value, headers))
+
+
+def outcome_messages(
+    line_topic: str, partition: int, verdicts: Iterable[Verdict], traces: Mapping[int, bytes]
+) -> Iterator[Message]:
+    """As `outcome` and `outcome_message` make them; what grants have in common is made once, for there is one for
+    almost every request. `traces`: the traceparents by offset."""
+    granted = _fixed_headers(ISSUED, LEDGER_SOURCE)
+    ce_id = f"{line_topic}/{partition}/".encode()
+    last_us: int | None = None
+    ce_time = _CE_TIME, b""
+    for verdict in verdicts:
+        offset, traceparent = verdict.offset, traces.get(verdict.offset)
+        if type(verdict) is not Issued:
+            yield outcome_message(line_topic, partition, outcome(partition, verdict), traceparent)
+            continue
+        if verdict.time_us != last_us:
+            last_us = verdict.time_us
+            ce_time = _CE_TIME, rfc3339(last_us)
+        headers: list[tuple[str, bytes | None]] = [*granted, (kafka.CE_ID, b"%b%d" % (ce_id, offset)), ce_time]
+        if traceparent:
+            headers.append((kafka.TRACEPARENT, traceparent))
+        value = _issued_event(f"{partition}-{offset}", verdict)
+        yield make_message((verdict.coupon_id.encode(), value, headers))
 
 
 # Dead letters
