@@ -36,7 +36,7 @@ from services.dlq.__main__ import serve as serve_dlq
 from services.dlq.replay import runner, servicer
 from services.domain.model import ParkReason, Ticket
 from services.issuer import __main__ as issuer_main
-from services.issuer import outcomes
+from services.issuer import issue, outcomes
 from services.issuer.outcomes import OutcomesTail
 from services.ledger import consumer
 from services.ledger.__main__ import serve as serve_ledger
@@ -48,6 +48,10 @@ from tests.conftest import TEST_PARTITIONS
 
 PATIENCE_S = 30.0
 DEADLINE_S = 20.0
+ANSWER_MARGIN_S = 2.0
+"""Ten times that of the services: a busy machine must not make an answer late."""
+NEAR_DEADLINE_S = 1.0 + ANSWER_MARGIN_S
+"""Of calls that are to be answered before there is a verdict."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -257,8 +261,10 @@ class DeadLetters:
 
 @contextlib.contextmanager
 def impatient() -> Iterator[None]:
-    """Idle moments of a few milliseconds, so that services start and end quickly; what they do is the same."""
+    """Idle moments of a few milliseconds, so that services start and end quickly, and answers well before the caller's
+    deadline; what they do is the same."""
     with (
+        mock.patch.object(issue, "ANSWER_MARGIN_S", ANSWER_MARGIN_S),
         mock.patch.object(outcomes, "POLL_MS", 50),
         mock.patch.object(consumer, "IDLE_MS", 50),
         mock.patch.object(dlq_consumer, "IDLE_MS", 50),

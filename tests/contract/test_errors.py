@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.domain.model import Ticket
 from tests.contract.issuing import (
     DEADLINE_S,
+    NEAR_DEADLINE_S,
     Coupon,
     Issuance,
     Issuer,
@@ -390,7 +391,7 @@ async def test_a_ledger_that_is_away_at_a_change(fresh: System) -> None:
     async with fresh.issuer() as client:
         async with fresh.ledger():
             await client.create(coupon_id)
-        failure = await refused(client.pause(coupon_id, mine, timeout=1.5))
+        failure = await refused(client.pause(coupon_id, mine, timeout=NEAR_DEADLINE_S))
         assert shape(failure) == ("UNAVAILABLE", "LEDGER_UNAVAILABLE", {"RetryInfo"})
         assert failure.metadata["request_id"] == mine
         async with fresh.ledger():

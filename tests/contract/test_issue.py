@@ -11,6 +11,7 @@ from coupon.v1 import issuer_pb2
 
 from tests.contract.issuing import (
     DEADLINE_S,
+    NEAR_DEADLINE_S,
     Issuance,
     Issuer,
     System,
@@ -101,7 +102,7 @@ async def test_while_the_ledger_is_away_requests_wait_in_the_line(fresh: System)
         places = [await client.issue(coupon_id, f"user{number}") for number in range(3)]
         assert [place.position_in_line for place in places] == [0, 1, 2]
         # The deadline is near before there is a verdict.
-        near = await client.issue(coupon_id, "late", wait=True, timeout=1.0)
+        near = await client.issue(coupon_id, "late", wait=True, timeout=NEAR_DEADLINE_S)
         assert (near.state, near.position_in_line) == (Issuance.ACCEPTED, 3)
         for number, place in enumerate(places):
             seen = await client.get(coupon_id, f"user{number}", place.ticket)
@@ -196,7 +197,8 @@ async def test_a_batch_that_waits_answers_what_is_settled_by_its_deadline(fresh:
     async with fresh.issuer() as client:
         async with fresh.ledger():
             await client.create(coupon_id)
-        answer = await client.batch([asked(coupon_id, f"user{n}", wait=True) for n in range(5)], timeout=1.0)
+        calls = [asked(coupon_id, f"user{n}", wait=True) for n in range(5)]
+        answer = await client.batch(calls, timeout=NEAR_DEADLINE_S)
         assert [one.issuance.state for one in answer.results] == [Issuance.ACCEPTED] * 5
         assert [one.issuance.position_in_line for one in answer.results] == list(range(5))
 

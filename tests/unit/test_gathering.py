@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from services.runtime.gathering import Gathering
@@ -15,8 +17,9 @@ class Clock:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now_s = 1_000.0
         self.slept_s = 0.0
-        patch.setattr("services.runtime.gathering.time.monotonic", lambda: self.now_s)
-        patch.setattr("services.runtime.gathering.asyncio.sleep", self._sleep)
+        # Only there: services of other tests share the event loop, and would spin by a sleep that takes no time.
+        patch.setattr("services.runtime.gathering.time", SimpleNamespace(monotonic=lambda: self.now_s))
+        patch.setattr("services.runtime.gathering.asyncio", SimpleNamespace(sleep=self._sleep))
 
     async def _sleep(self, seconds: float) -> None:
         self.now_s += seconds
