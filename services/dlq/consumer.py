@@ -10,7 +10,7 @@ from services.dlq.rows import Content
 from services.dlq.store import DeadLetterStore, Filing
 from services.domain.dead_letter import DeadLetter, Failure, Filed, RetryPolicy, file
 from services.runtime import batch_traces, metrics, wire
-from services.runtime.kafka import PartitionReader, Record, Topics
+from services.runtime.kafka import PartitionReader, Record, Topics, to_records
 from services.runtime.partitions import PartitionWorker
 from services.runtime.progress import Position, check_log, poll_behind
 
@@ -44,8 +44,8 @@ class PartitionFiler(PartitionWorker):
     async def _work_from(self, position: Position) -> None:
         while not self._stopping.is_set():
             began_ns = time.time_ns()
-            records = await poll_behind(self._dlq, position, max_records=BATCH_RECORDS_MAX, timeout_ms=IDLE_MS)
-            if records:
+            found = await poll_behind(self._dlq, position, max_records=BATCH_RECORDS_MAX, timeout_ms=IDLE_MS)
+            if records := to_records(found):
                 self.waiting.begun(records[0].offset, records[0].timestamp_ms)
                 position = await self._file(position, records, (began_ns, time.time_ns()))
                 self.settled_offset = position.next_offset

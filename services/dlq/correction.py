@@ -42,7 +42,7 @@ class Corrected:
         made = self._with(_TRACEPARENT_WIDEST)
         key = made.coupon_id.encode()
         message = wire.redrive_message(_TICKET_WIDEST, _TIME_MS_WIDEST, _ATTEMPT_WIDEST, key, made.value, made.headers)
-        decoded = wire.decode(Record(0, 0, message.key, message.value, tuple(message.headers)), 0)
+        decoded = wire.decode(Record(0, 0, message.key, message.value, tuple(message.headers)))
         return decoded if isinstance(decoded, Unprocessable) else None
 
 

@@ -26,7 +26,6 @@ from services.dlq.rows import (
 from services.domain.dead_letter import DeadLetter, DeadLetterState, WrongState, retry
 from services.domain.model import ParkReason, Ticket
 from services.runtime.postgres import Connection, connection
-from services.runtime.rows import to_time, to_us
 
 ACTIONS_MAX = 1_000
 PARKED_ONLY = frozenset({DeadLetterState.PARKED})
@@ -53,8 +52,8 @@ class LetterFilter:
             ("d.reason =", self.reason),
             ("d.coupon_id =", self.coupon_id),
             ("d.user_id =", self.user_id),
-            ("d.last_failed_at >=", to_time(self.failed_after_us)),
-            ("d.last_failed_at <", to_time(self.failed_before_us)),
+            ("d.last_failed_at >=", self.failed_after_us),
+            ("d.last_failed_at <", self.failed_before_us),
         )
         named = [(comparison, value) for comparison, value in wanted if value is not None]
         clauses = [f"{comparison} ${number}" for number, (comparison, _) in enumerate(named, start=1)]
@@ -211,7 +210,7 @@ async def _shown(db: Connection, ticket: Ticket) -> Shown:
     if row is None:
         raise Missing
     actions = [
-        TakenAction(done["action"], done["caller"], done["comment"], to_us(done["acted_at"]))
+        TakenAction(done["action"], done["caller"], done["comment"], done["acted_at"])
         for done in await db.fetch(_ACTIONS, *ticket, ACTIONS_MAX)
     ]
     return Shown(_entry(row), content_of(row), actions)
@@ -225,7 +224,7 @@ def _entry(row: Any) -> Entry:
         user_id=row["user_id"],
         request_id=row["request_id"],
         trace_id=row["trace_id"],
-        record_us=to_us(row["record_time"]),
+        record_us=row["record_time"],
     )
 
 

@@ -7,7 +7,6 @@ import base64
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from services.domain.dead_letter import DeadLetter, DeadLetterState
@@ -22,7 +21,7 @@ from services.domain.model import (
     printable,
 )
 from services.runtime.postgres import Connection
-from services.runtime.rows import expect, to_time, to_us, to_us_or_none
+from services.runtime.rows import expect
 
 CALLER = "dlq"
 """Who acted, where no operator did."""
@@ -121,9 +120,9 @@ def letter_of(row: Any) -> DeadLetter:
         message=row["error_message"],
         attempt_count=row["attempt_count"],
         redrive=Ticket.parse(row["redrive_ticket"] or ""),
-        first_failed_us=to_us(row["first_failed_at"]),
-        last_failed_us=to_us(row["last_failed_at"]),
-        next_attempt_us=to_us_or_none(row["next_attempt_at"]),
+        first_failed_us=row["first_failed_at"],
+        last_failed_us=row["last_failed_at"],
+        next_attempt_us=row["next_attempt_at"],
         publishing=row["publishing"],
     )
 
@@ -134,7 +133,7 @@ def content_of(row: Any) -> Content:
         key=row["key"],
         value=row["value"],
         headers=parse_headers(row["headers"]),
-        record_us=to_us(row["record_time"]),
+        record_us=row["record_time"],
         coupon_id=row["coupon_id"],
         user_id=row["user_id"],
         request_id=row["request_id"],
@@ -183,9 +182,9 @@ def parse_headers(text: str) -> Headers:
     return tuple((name, None if value is None else base64.b64decode(value)) for name, value in json.loads(text))
 
 
-def _nearest_time(time_us: int) -> datetime | None:
+def _nearest_time(time_us: int) -> int:
     """Headers may claim any time: one that no table holds becomes the nearest that it does."""
-    return to_time(min(max(time_us, TIME_US_MIN), TIME_US_MAX))
+    return min(max(time_us, TIME_US_MIN), TIME_US_MAX)
 
 
 LETTER = """

@@ -33,7 +33,6 @@ from services.domain.model import Ticket, printable
 from services.runtime import failpoints
 from services.runtime.postgres import Connection, connection
 from services.runtime.progress import Overtaken, Position, ProgressRows
-from services.runtime.rows import to_time
 
 
 class Contended(Overtaken):
@@ -106,10 +105,10 @@ class DeadLetterStore:
         """
         async with connection(self._engine) as db:
             # Committed before anything is published: from here on a redrive may be in the line without being noted.
-            await db.execute(_CLAIM, to_time(now_us), limit)
+            await db.execute(_CLAIM, now_us, limit)
             failpoints.reach("dlq.redrives_claimed")
             async with db.transaction():
-                rows = await db.fetch(_DUE, to_time(now_us), limit)
+                rows = await db.fetch(_DUE, now_us, limit)
                 await _resolve(db, [row for row in rows if row["verdict"] is not None])
                 due = [_due(row) for row in rows if row["verdict"] is None]
                 if due:
@@ -147,7 +146,7 @@ class DeadLetterStore:
         Raises DatabaseAway, BooksWrong.
         """
         async with connection(self._engine) as db, db.transaction():
-            letters = [shelve(letter_of(row)) for row in await db.fetch(_OVERDUE, to_time(before_us), limit)]
+            letters = [shelve(letter_of(row)) for row in await db.fetch(_OVERDUE, before_us, limit)]
             await update(db, letters)
             await act(db, [Act(one.original, one.state, None, "it was due long ago, and not tried") for one in letters])
         return [letter.original for letter in letters]

@@ -122,25 +122,34 @@ def park_known(record: LineRecord, reason: ParkReason, message: str) -> Unproces
     return park(record, reason, message, known=True)
 
 
+class _Working:
+    """A coupon while a batch is decided. Its stock stands apart, for a frozen copy a grant would cost too much."""
+
+    __slots__ = ("coupon", "remaining")
+
+    def __init__(self, coupon: Coupon) -> None:
+        self.coupon = coupon
+        self.remaining = coupon.remaining
+
+    def now(self) -> Coupon:
+        """The coupon with the stock as it is by now."""
+        return replace(self.coupon, remaining=self.remaining, issued=self.coupon.total - self.remaining)
+
+
 class _Line:
     """The working copy of a partition's state while one batch is decided."""
 
     def __init__(self, state: LineState) -> None:
         self._state = state
         self._partition = state.partition
-        self._coupons = dict(state.coupons)
-        # Stock apart from the coupons: it changes with every grant, and a frozen copy a grant would cost too much.
-        self._remaining = {coupon_id: coupon.remaining for coupon_id, coupon in state.coupons.items()}
+        self._coupons = {coupon_id: _Working(coupon) for coupon_id, coupon in state.coupons.items()}
         self._grants = state.grants
         self._won: dict[tuple[CouponId, UserId], Issued] = {}
         self._changes = dict(state.changes)
         self._redriven = dict(state.redriven)
-        self._touched: set[CouponId] = set()
 
     def settle(self, record: LineRecord) -> Verdict:
         if isinstance(record, IssueRequest):
-            if record.coupon_id in self._state.foreign:
-                return self._wrong_partition(record)
             return self._issue(record)
         if isinstance(record, ChangeRequest):
             if record.coupon_id in self._state.foreign:
@@ -163,8 +172,8 @@ class _Line:
         )
 
     def changed_coupons(self) -> tuple[Coupon, ...]:
-        touched = (self._current(coupon_id) for coupon_id in sorted(self._touched))
-        return tuple(coupon for coupon in touched if coupon is not None)
+        coupons = (self._coupons[coupon_id].now() for coupon_id in sorted(self._coupons))
+        return tuple(coupon for coupon in coupons if coupon != self._state.coupons.get(coupon.coupon_id))
 
     def _wrong_partition(self, record: IssueRequest | ChangeRequest) -> Parked:
         return self.park(
@@ -175,10 +184,16 @@ class _Line:
 
     def _issue(self, request: IssueRequest) -> Verdict:
         offset, time_us, coupon_id, user_id, request_id, redrive = request
-        coupon = self._coupons.get(coupon_id)
+        working = self._coupons.get(coupon_id)
+        if working is None:
+            if coupon_id in self._state.foreign:
+                return self._wrong_partition(request)
+            coupon, remaining = None, 0
+        else:
+            coupon, remaining = working.coupon, working.remaining
         key = (coupon_id, user_id)
-        grant = self._grant(key)
-        remaining = self._remaining.get(coupon_id, 0)
+        won = self._won.get(key)
+        grant = self._grants.get(key) if won is None else self._granted(won)
         original = None
         if redrive is None:
             reason = refusal(coupon, remaining, grant, request_id, time_us)
@@ -187,35 +202,26 @@ class _Line:
             reason = refusal(coupon, remaining, grant, request_id, redrive.original_time_us)
             if reason is not Reason.COUPON_NOT_FOUND and original in self._redriven:
                 reason, grant = Reason.REPEATED, self._redriven[original]
-        if coupon is None or reason is not None:
+        if working is None or reason is not None:
             repeated = grant if reason is Reason.REPEATED else None
             if original is not None:
                 self._redriven.setdefault(original, repeated)
             reason = reason or Reason.COUPON_NOT_FOUND
             return Rejected(offset, time_us, coupon_id, user_id, request_id, reason, repeated, original)
-        sequence = coupon.total - remaining + 1
+        sequence = working.coupon.total - remaining + 1
         issued = make_issued((offset, time_us, coupon_id, user_id, request_id, sequence, original))
-        self._remaining[coupon_id] = remaining - 1
+        working.remaining = remaining - 1
         self._won[key] = issued
-        self._touched.add(coupon_id)
         if original is not None:
-            self._redriven[original] = self._grant(key)
+            self._redriven[original] = self._granted(issued)
         return issued
 
-    def _grant(self, key: tuple[CouponId, UserId]) -> Grant | None:
-        """What the user has of the coupon, from before or from this batch."""
-        won = self._won.get(key)
-        if won is None:
-            return self._grants.get(key)
-        return Grant(won.request_id, won.sequence, Ticket(self._partition, won.offset))
+    def _granted(self, issued: Issued) -> Grant:
+        return Grant(issued.request_id, issued.sequence, Ticket(self._partition, issued.offset))
 
     def _current(self, coupon_id: CouponId) -> Coupon | None:
-        """The coupon with the stock as it is by now."""
-        coupon = self._coupons.get(coupon_id)
-        if coupon is None:
-            return None
-        remaining = self._remaining[coupon_id]
-        return replace(coupon, remaining=remaining, issued=coupon.total - remaining)
+        working = self._coupons.get(coupon_id)
+        return None if working is None else working.now()
 
     def _change(self, request: ChangeRequest) -> Changed:
         key = (request.coupon_id, request.request_id)
@@ -241,9 +247,7 @@ class _Line:
         # Only now, when nothing more can raise: a record that is parked leaves no trace.
         self._changes.setdefault(key, PastChange(request.payload_hash, outcome))
         if after is not None:
-            self._coupons[request.coupon_id] = after
-            self._remaining[request.coupon_id] = after.remaining
-            self._touched.add(request.coupon_id)
+            self._coupons[request.coupon_id] = _Working(after)
         return verdict
 
     def _apply(self, request: ChangeRequest) -> tuple[ChangeOutcome, Coupon | None]:

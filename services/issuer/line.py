@@ -63,7 +63,7 @@ class Line:
             return None
         if len(self._records) >= RECORDS_KEPT_MAX:
             self._records.pop(next(iter(self._records)))
-        decoded = self._records[ticket] = wire.decode(record, ticket.partition)
+        decoded = self._records[ticket] = wire.decode(record)
         return decoded
 
     async def stop(self) -> None:

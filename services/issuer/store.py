@@ -20,7 +20,7 @@ from services.domain.model import (
     UserId,
 )
 from services.runtime.postgres import connection
-from services.runtime.rows import GRANTS_OF_LISTED, listed, to_coupon, to_time, to_us
+from services.runtime.rows import GRANTS_OF_LISTED, listed, to_coupon
 
 Key = tuple[CouponId, UserId]
 _USER = itemgetter(1)
@@ -104,7 +104,7 @@ class IssuerStore:
     async def coupons(self, after: str, state: CouponState | None, now_us: int, limit: int) -> list[Coupon]:
         """Coupons by id behind `after`, at most `limit`, of that state at that time."""
         async with connection(self._engine) as db:
-            rows = await db.fetch(_LIST, after, to_time(now_us), state.value if state else None, limit)
+            rows = await db.fetch(_LIST, after, now_us, state.value if state else None, limit)
         return [to_coupon(row) for row in rows]
 
     async def verdict(self, ticket: Ticket) -> Verdict | None:
@@ -176,8 +176,8 @@ def _granted(row: Any) -> Granted:
         row["coupon_id"],
         row["user_id"],
         Grant(row["request_id"], row["sequence"], ticket),
-        to_us(row["accepted_at"]),
-        to_us(row["issued_at"]),
+        row["accepted_at"],
+        row["issued_at"],
     )
 
 
@@ -190,8 +190,8 @@ def _refused(row: Any) -> Refused:
         Reason(row["reason"]),
         Ticket.parse(row["issued_ticket"] or ""),
         Ticket.parse(row["redrive_of"] or ""),
-        to_us(row["accepted_at"]),
-        to_us(row["rejected_at"]),
+        row["accepted_at"],
+        row["rejected_at"],
     )
 
 

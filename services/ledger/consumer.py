@@ -14,18 +14,31 @@ from services.ledger import tally
 from services.ledger.store import DeadLetterRun, LedgerStore, ParkedRun
 from services.runtime import batch_traces, failpoints, metrics, wire
 from services.runtime.batch_traces import Traces
+from services.runtime.fetching import Fetched
 from services.runtime.gathering import Gathering
 from services.runtime.instruments import Gauge
-from services.runtime.kafka import KafkaAway, Message, PartitionReader, Record, RecordProducer, Topics
+from services.runtime.kafka import (
+    KafkaAway,
+    Message,
+    PartitionReader,
+    Record,
+    RecordProducer,
+    Topics,
+    records_again,
+    to_records,
+)
 from services.runtime.partitions import PartitionWorker
 from services.runtime.postgres import BooksWrong, DatabaseRefused
 from services.runtime.progress import Halted, NotTheLog, Position, check_log, poll_behind
 
 SETTLING = "UPDATE ledger_progress; SELECT coupon user_coupon; COPY user_coupon rejected_issue; UPDATE coupon"
 """The transaction in short, for traces."""
-BATCH_RECORDS_MAX = 8_000
-STEP_RECORDS = 250
-"""How many records are worked on, about 1 ms, before other tasks get their turn."""
+BATCH_RECORDS_MAX = 16_000
+BATCH_BYTES_MAX = 32 * 1024 * 1024
+"""Of the answers that its records came with; those of three batches are in memory at once."""
+STEP_RECORDS = 100
+"""How many records are worked on, less than 1 ms, before other tasks get their turn. They are parsed before they are
+decoded, and so few stay in the processor's nearest memory meanwhile."""
 IDLE_MS = 1_000
 FIRST_IDLE_MS = 100
 """The first idle moment after work is short, for behind it the table is told that all is published."""
@@ -41,33 +54,40 @@ class TooManyDeadLetters(Halted):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Records read from the line beside what they decode to; `polled_ns`: from when to when they were read."""
+    """What records of the line decode to, the last of them, and what they came with, in which they are found again;
+    `polled_ns`: from when to when they were read."""
 
-    records: Sequence[Record]
     decoded: Sequence[LineRecord]
+    last: Record
     traces: Traces
+    answers: Sequence[Fetched]
     polled_ns: tuple[int, int]
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.decoded)
 
     def part(self, start: int, end: int) -> Batch:
-        records = self.records[start:end]
-        return Batch(records, self.decoded[start:end], batch_traces.only(self.traces, records), self.polled_ns)
+        if (start, end) == (0, len(self)):
+            return self
+        decoded = self.decoded[start:end]
+        last = decoded[-1].offset
+        traces = batch_traces.only(self.traces, (one.offset for one in decoded))
+        return replace(self, decoded=decoded, last=records_again(self.answers, {last})[last], traces=traces)
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A batch with its verdicts, committed, and the position behind it."""
+    """The verdicts of a batch, committed, and the position behind it."""
 
-    records: Sequence[Record]
     verdicts: Sequence[Verdict]
     traces: Traces
+    answers: Sequence[Fetched]
     position: Position
 
     def __add__(self, other: Settled) -> Settled:
-        records, verdicts = [*self.records, *other.records], [*self.verdicts, *other.verdicts]
-        return Settled(records, verdicts, {**self.traces, **other.traces}, other.position)
+        """With the part of the same batch behind this one."""
+        verdicts, traces = [*self.verdicts, *other.verdicts], {**self.traces, **other.traces}
+        return replace(other, verdicts=verdicts, traces=traces)
 
 
 class PartitionLedger(PartitionWorker):
@@ -94,6 +114,8 @@ class PartitionLedger(PartitionWorker):
         self._published_offset = 0
         self._dlq_offset = 0
         self._gathering = Gathering(least_s=GATHER_LEAST_S, most_s=GATHER_MOST_S, crowd_per_s=CROWD_PER_S)
+        self._filled = False
+        """Whether the last batch was as large as one may be."""
 
     def figures(self) -> Mapping[Gauge, float]:
         unpublished = max(0, (self.settled_offset or 0) - self._published_offset)
@@ -107,18 +129,18 @@ class PartitionLedger(PartitionWorker):
             while not self._stopping.is_set():
                 self._check_run()  # here, so that it also holds when a publication has failed meanwhile
                 batch = await reading
-                if len(batch) > 0:
+                if batch is not None:
                     failpoints.reach("ledger.read")
-                    self.waiting.begun(batch.records[0].offset, batch.records[0].timestamp_ms)
+                    self.waiting.begun(batch.decoded[0].offset, batch.decoded[0].time_us // 1_000)
                     # The next batch is read and decoded while PostgreSQL works on this one: only reading runs ahead.
-                    reading = asyncio.create_task(self._next_batch(position.behind(batch.records[-1])))
+                    reading = asyncio.create_task(self._next_batch(position.behind(batch.last)))
                     settled = await self._settle(position, batch)  # the one transaction: before anything is told
                     position = settled.position
                     if publishing is not None:
                         await publishing  # at most one batch is committed and not yet published
                     # The next batch settles while this one is published: outcomes are of committed verdicts only.
                     publishing = asyncio.create_task(self._publish(settled))
-                    # Kept by the publication alone, so that their end, 3 ms of work, comes while PostgreSQL is busy.
+                    # Kept by the publication alone, so that the end of its verdicts comes while PostgreSQL is busy.
                     del batch, settled
                     self._pace.succeeded()
                 else:
@@ -138,36 +160,48 @@ class PartitionLedger(PartitionWorker):
             if publishing is not None:
                 await self._give_up(publishing)
 
-    async def _next_batch(self, position: Position) -> Batch:
+    async def _next_batch(self, position: Position) -> Batch | None:
         """What comes next in the line, or nothing after an idle moment."""
-        crowded = await self._gathering.wait()
+        crowded = self._filled or await self._gathering.wait()  # where more is there than fits, nothing is gathered
+        self._filled = False
         began_ns = time.time_ns()
         idle_ms = IDLE_MS if position.published_offset == position.next_offset else FIRST_IDLE_MS
         step = await poll_behind(self._line, position, max_records=STEP_RECORDS, timeout_ms=idle_ms)
-        records: list[Record] = []
         decoded: list[LineRecord] = []
         traces: dict[int, bytes] = {}
+        answers: list[Fetched] = []
+        size = 0
+        last = None
         while step:
-            records += step
-            decoded += [self._decode(record) for record in step]
-            traces |= batch_traces.traceparents(step)
-            if len(records) >= BATCH_RECORDS_MAX:
+            found, traced = wire.decode_all(step)
+            decoded += found
+            traces |= traced
+            last = step[-1]
+            if (answer := self._line.answer) is not None and answer not in answers[-1:]:
+                answers.append(answer)
+                size += answer.size
+            self._filled = len(decoded) >= BATCH_RECORDS_MAX or size >= BATCH_BYTES_MAX
+            if self._filled:
                 break
             await asyncio.sleep(0)  # in small steps: the transaction under way must not wait for its turn
             more = crowded and self._line.known_end() > self._line.position()
-            step = await self._line.poll(max_records=STEP_RECORDS, timeout_ms=ANSWER_MS if more else 0)
-        if records:
-            self._gathering.begin(len(records))
-        return Batch(records, decoded, traces, (began_ns, time.time_ns()))
+            most = min(STEP_RECORDS, BATCH_RECORDS_MAX - len(decoded))
+            step = await self._line.take(max_records=most, timeout_ms=ANSWER_MS if more else 0)
+        if last is None:
+            return None
+        self._gathering.begin(len(decoded))
+        if self._known:
+            decoded = [self._as_known(one) for one in decoded]
+        (kept,) = to_records([last])
+        return Batch(decoded, kept, traces, answers, (began_ns, time.time_ns()))
 
-    def _decode(self, record: Record) -> LineRecord:
-        decoded = wire.decode(record, self._partition)
-        known = self._known.get(record.offset)
+    def _as_known(self, decoded: LineRecord) -> LineRecord:
+        known = self._known.get(decoded.offset)
         return decoded if known is None else park_known(decoded, known.reason, known.message)
 
     async def _settle(self, position: Position, batch: Batch, *, again: bool = False) -> Settled:
         """Settle the batch; what PostgreSQL can't store is bisected, left half first, until the one is found."""
-        after = self._acknowledged(position.behind(batch.records[-1]))
+        after = self._acknowledged(position.behind(batch.last))
         began_s = time.monotonic()
         try:
             line = self._topics.line, self._partition
@@ -189,20 +223,17 @@ class PartitionLedger(PartitionWorker):
             self.log.error("books_doubted", error=str(error))
             return await self._settle(position, batch, again=True)
         self.settled_offset = after.next_offset
-        tally.count(batch.records, verdicts, time.monotonic() - began_s)
+        tally.count(verdicts, time.monotonic() - began_s)
         if self._known:
             self._known = {offset: found for offset, found in self._known.items() if offset >= after.next_offset}
-        return Settled(batch.records, verdicts, batch.traces, after)
+        return Settled(verdicts, batch.traces, batch.answers, after)
 
     async def _publish(self, settled: Settled) -> None:
         """Outcomes and dead letters of a committed batch; the published position moves once both are acknowledged."""
         told = wire.outcome_messages(self._topics.line, self._partition, settled.verdicts, settled.traces)
-        parked = [
-            (record, verdict)
-            for record, verdict in zip(settled.records, settled.verdicts, strict=True)
-            if isinstance(verdict, Parked) and not verdict.known
-        ]
-        await self._append(told, parked, settled.traces)
+        parked = [verdict for verdict in settled.verdicts if isinstance(verdict, Parked) and not verdict.known]
+        records = records_again(settled.answers, {verdict.offset for verdict in parked}) if parked else {}
+        await self._append(told, [(records[verdict.offset], verdict) for verdict in parked], settled.traces)
         self._published_offset = settled.position.next_offset
 
     async def _append(self, told: Iterable[Message], parked: Sequence[tuple[Record, Parked]], traces: Traces) -> None:
@@ -215,7 +246,7 @@ class PartitionLedger(PartitionWorker):
             ]
             began_ns = time.time_ns()
             appended = await self._producer.append(self._topics.dlq, self._partition, dead)
-            dead_traces = batch_traces.only(traces, (record for record, _ in parked))
+            dead_traces = batch_traces.only(traces, (record.offset for record, _ in parked))
             batch_traces.sent(self._topics.dlq, self._partition, dead_traces, began_ns)
             dlq_offset = appended[-1].offset + 1
             failpoints.reach("ledger.dead_letters_published")

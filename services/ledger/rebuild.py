@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from typing_extensions import override
 
-from services.ledger.consumer import Batch, PartitionLedger, Settled
+from services.ledger.consumer import BATCH_RECORDS_MAX, Batch, PartitionLedger, Settled
 from services.ledger.rebuild_store import NotEmpty, RebuildStore
 from services.ledger.store import LedgerStore
 from services.runtime import lifecycle
@@ -20,8 +20,8 @@ from services.runtime.kafka import CE_ID, KafkaAway, OutOfLog, PartitionReader, 
 from services.runtime.postgres import BooksWrong, DatabaseAway, create_engine
 from services.runtime.progress import Halted, NotTheLog, Overtaken, Position
 
-OUTCOMES_LOOKED_AT = 10_000
-"""More than a ledger publishes at once: the highest of so many last outcomes is the highest of all."""
+OUTCOMES_LOOKED_AT = 3 * BATCH_RECORDS_MAX
+"""More than a ledger publishes again, two batches: the highest of so many last outcomes is the highest of all."""
 TELL_EVERY_S = 1.0
 AGAIN = "the same command goes on from there"
 
@@ -52,14 +52,14 @@ class RebuildingLedger(PartitionLedger):
         return self.settled_offset is not None and self.settled_offset >= self.goal.end_offset
 
     @override
-    async def _next_batch(self, position: Position) -> Batch:
+    async def _next_batch(self, position: Position) -> Batch | None:
         if position.next_offset < self.goal.end_offset:
             batch = await super()._next_batch(position)
-            part = batch.part(0, sum(record.offset < self.goal.end_offset for record in batch.records))
-            if len(part) > 0 or await self._is_more_behind(position):
-                return part
-            self.goal = replace(self.goal, end_offset=position.next_offset)  # what is left are offsets without records
-        return Batch([], [], {}, (0, 0))
+            if batch is not None and batch.decoded[0].offset < self.goal.end_offset:
+                return batch.part(0, sum(one.offset < self.goal.end_offset for one in batch.decoded))
+            if not await self._is_more_behind(position):  # what is left are offsets without records
+                self.goal = replace(self.goal, end_offset=position.next_offset)
+        return None
 
     async def _is_more_behind(self, position: Position) -> bool:
         """Whether nothing came because Kafka is slow, rather than because nothing is there."""

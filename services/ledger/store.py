@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import Any
 
@@ -35,7 +34,7 @@ from services.runtime import failpoints, wire
 from services.runtime.kafka import home_partition
 from services.runtime.postgres import BooksWrong, Connection, UniqueViolation, connection
 from services.runtime.progress import Position, ProgressRows
-from services.runtime.rows import EPOCH, GRANTS_OF_LISTED, expect, listed, to_coupon, to_time
+from services.runtime.rows import GRANTS_OF_LISTED, expect, listed, to_coupon
 from services.runtime.settled import Settled, settled_between
 
 CAREFUL_BATCHES = 100
@@ -226,10 +225,9 @@ async def _write_verdicts(db: Connection, partition: int, verdicts: Sequence[Ver
     rejected = [v for v in verdicts if isinstance(v, Rejected)]
     parked = [v for v in verdicts if isinstance(v, Parked)]
     changed = [v for v in verdicts if isinstance(v, Changed)]
-    times = _Times()
     if issued:
         rows: list[tuple[Any, ...]] = [
-            (user_id, coupon_id, request_id, sequence, partition, offset, _text(redrive_of), times[time_us])
+            (user_id, coupon_id, request_id, sequence, partition, offset, _text(redrive_of), time_us)
             for offset, time_us, coupon_id, user_id, request_id, sequence, redrive_of in issued
         ]
         await _copy(db, "user_coupon", _ISSUED_COLUMNS, rows)
@@ -246,7 +244,7 @@ async def _write_verdicts(db: Connection, partition: int, verdicts: Sequence[Ver
                 _text(grant.ticket) if grant else None,
                 grant.sequence if grant else None,
                 _text(redrive_of),
-                times[time_us],
+                time_us,
             )
             for offset, time_us, coupon_id, user_id, request_id, reason, grant, redrive_of in rejected
         ]
@@ -254,7 +252,7 @@ async def _write_verdicts(db: Connection, partition: int, verdicts: Sequence[Ver
             ids = v.coupon_id, v.user_id, v.request_id
             detail = f"{v.reason}: {v.message}"
             place = partition, v.offset
-            told = Reason.PARKED, detail, None, None, _text(v.redrive_of), times[v.time_us]
+            told = Reason.PARKED, detail, None, None, _text(v.redrive_of), v.time_us
             rows.append((*place, *ids, *told))
         await _copy(db, "rejected_issue", _REJECTED_COLUMNS, rows)
     if changed:
@@ -271,7 +269,7 @@ async def _write_verdicts(db: Connection, partition: int, verdicts: Sequence[Ver
             [wire.change_outcome(partition, v) for v in changed],
             [v.caller for v in changed],
             [_text(v.redrive_of) for v in changed],
-            [times[v.time_us] for v in changed],
+            [v.time_us for v in changed],
         )
 
 
@@ -288,7 +286,7 @@ async def _write_coupons(
             len(created),
             *_coupon_columns(created),
             [c.partition for c in created],
-            [to_time(c.create_us) for c in created],
+            [c.create_us for c in created],
             [c.issued for c in created],
         )
     if updated:
@@ -316,20 +314,12 @@ def _coupon_columns(coupons: Sequence[Coupon]) -> tuple[list[Any], ...]:
         [c.coupon_id for c in coupons],
         [c.display_name for c in coupons],
         [c.total for c in coupons],
-        [to_time(c.start_us) for c in coupons],
-        [to_time(c.end_us) for c in coupons],
+        [c.start_us for c in coupons],
+        [c.end_us for c in coupons],
         [c.switch.value for c in coupons],
         [c.etag for c in coupons],
-        [to_time(c.update_us) for c in coupons],
+        [c.update_us for c in coupons],
     )
-
-
-class _Times(dict[int, datetime]):
-    """Records of one batch of the log share one time: make each once."""
-
-    def __missing__(self, time_us: int) -> datetime:
-        made = self[time_us] = EPOCH + timedelta(microseconds=time_us)
-        return made
 
 
 def _text(ticket: Ticket | None) -> str | None:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from operator import itemgetter
+from operator import attrgetter
 
 from services.domain.model import Changed, Issued, Parked, Rejected, Verdict
 from services.runtime import metrics
-from services.runtime.kafka import Record
 
-_timestamp_ms = itemgetter(Record._fields.index("timestamp_ms"))
+_time_us = attrgetter("time_us")
 
 
-def count(records: Sequence[Record], verdicts: Sequence[Verdict], transaction_s: float) -> None:
+def count(verdicts: Sequence[Verdict], transaction_s: float) -> None:
     """A batch that has just been committed."""
     now_s = time.time()
-    metrics.BATCH_RECORDS.record(len(records))
+    metrics.BATCH_RECORDS.record(len(verdicts))
     metrics.TRANSACTION_SECONDS.record(transaction_s)
     # The records of a batch of the log share one time, so these are few.
-    for timestamp_ms, number in Counter(map(_timestamp_ms, records)).items():
-        metrics.SETTLE_SECONDS.record(max(0.0, now_s - timestamp_ms / 1_000), count=number)
+    for time_us, number in Counter(map(_time_us, verdicts)).items():
+        metrics.SETTLE_SECONDS.record(max(0.0, now_s - time_us / 1_000_000), count=number)
     kinds = Counter(map(type, verdicts))
     if issued := kinds.pop(Issued, 0):
         metrics.VERDICTS.add(issued, "ISSUED", "")

@@ -23,18 +23,18 @@ LINKS_MAX = 128
 
 Headers = Sequence[tuple[str, bytes | None]]
 Traces = Mapping[int, bytes]
-"""The traceparents of records, by offset."""
+"""The traceparents of records, by offset; an empty one is none."""
 
 
 def traceparents(records: Iterable[Record]) -> Traces:
-    """The traces that records name: one cheap look, for most name none, and it is done for every record."""
+    """The traces that records name: one cheap look, for most name none."""
     naming = {record.offset: record for record in records for name, _ in record.headers if name == HEADER}
     return {offset: value for offset, record in naming.items() if (value := record.header(HEADER))}
 
 
-def only(traces: Traces, records: Iterable[Record]) -> Traces:
-    """Those of these records."""
-    return {record.offset: traces[record.offset] for record in records if record.offset in traces}
+def only(traces: Traces, offsets: Iterable[int]) -> Traces:
+    """Those of the records at these offsets."""
+    return {offset: traces[offset] for offset in offsets if offset in traces}
 
 
 @contextlib.contextmanager

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import CorruptRecordException, KafkaError, LeaderNotAvailableError, RecordTooLargeError, for_code
@@ -32,9 +32,27 @@ RETRY_S = 0.1
 EARLIEST, LATEST = -2, -1
 """Kafka's timestamps for the log's first offset and the one after its last."""
 
+_STEP_RECORDS = 250
 _READ_UNCOMMITTED = 0
 _CONSUMER = -1
 _BATCH_HEADER = struct.Struct(">qi")  # base offset, bytes behind it
+
+
+class LogRecord(Protocol):
+    """A record as it is parsed. It is not kept: see `Fetched.again`."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int:
+        """In milliseconds since the epoch."""
+
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
 
 
 class Fetched:
@@ -46,6 +64,7 @@ class Fetched:
         if raw and not batches:
             raise RecordTooLargeError(f"the answer at {offset} ends within the first batch of the log")
         self._raw = raw
+        self._begin = offset
         self._records = _records(batches, offset)
         self.log_end = log_end
         """The offset behind the log's last record, as it was then."""
@@ -54,8 +73,8 @@ class Fetched:
         self.offset = offset
         """Of the next record to be taken, or less."""
 
-    def take(self, count: int) -> list[Any]:
-        """The next records, as aiokafka's; none at the end. Raises KafkaError, after which no more can be taken."""
+    def take(self, count: int) -> list[LogRecord]:
+        """The next records; none at the end. Raises KafkaError, after which no more can be taken."""
         try:
             found = list(islice(self._records, count))
         except UnicodeDecodeError:
@@ -64,6 +83,25 @@ class Fetched:
             found = list(islice(self._records, count))
         self.offset = found[-1].offset + 1 if found else self.next_offset
         return found
+
+    def again(self, offsets: Collection[int]) -> list[LogRecord]:
+        """The records at these offsets, as far as they are among these, parsed once more. Raises KafkaError.
+
+        For the few that are needed later: all of a batch, kept as objects, are six times as many bytes as they are
+        here, and come from far memory again and again.
+        """
+        last = max((offset for offset in offsets if self._begin <= offset < self.next_offset), default=-1)
+        whole = Fetched(self._raw, self._begin, self.log_end)
+        found: list[LogRecord] = []
+        # No further than the last of them: what is behind it may not have been checked yet.
+        while step := whole.take(min(max(last + 1 - whole.offset, 0), _STEP_RECORDS)):
+            found += (record for record in step if record.offset in offsets)
+        return found
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self._raw)
 
 
 class PartitionLog:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from aiokafka.partitioner import murmur2
 
 from services.domain.model import maker
 from services.runtime import kafka_security, metrics
-from services.runtime.fetching import EARLIEST, FETCH_WAIT_MS, LATEST, Fetched, PartitionLog
+from services.runtime.fetching import EARLIEST, FETCH_WAIT_MS, LATEST, Fetched, LogRecord, PartitionLog
 from services.runtime.log import get_logger
 
 log = get_logger(__name__)
@@ -48,8 +48,8 @@ LINE_MESSAGE_BYTES_MAX = 1_048_576
 """Default of the line's max.message.bytes; what is fetched and dead-lettered may be DLQ_ALLOWANCE_BYTES larger."""
 DLQ_ALLOWANCE_BYTES = 65_536
 BATCH_BYTES_MAX = 512 * 1024
-STEP_MESSAGES = 500
-"""How many messages are put into batches, about 1 ms, before other tasks get their turn."""
+STEP_MESSAGES = 200
+"""How many messages are put into batches, less than 1 ms, before other tasks get their turn."""
 REQUEST_TIMEOUT_MS = 10_000
 DELIVERY_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
@@ -106,6 +106,11 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]
+
+    @property
+    def timestamp(self) -> int:
+        """So that a Record is a LogRecord."""
+        return self.timestamp_ms
 
     def checksum(self) -> int:
         """CRC-32 over key, value and headers, lengths included."""
@@ -323,11 +328,20 @@ class PartitionReader:
         return self._log_end
 
     def position(self) -> int:
-        """The offset from which `poll` goes on."""
+        """The offset from which `poll` and `take` go on."""
         return self._position
+
+    @property
+    def answer(self) -> Fetched | None:
+        """What the records that were taken last came with."""
+        return self._fetched
 
     async def poll(self, *, max_records: int, timeout_ms: int) -> list[Record]:
         """The next records, or none within the time. Raises OutOfLog, KafkaAway."""
+        return to_records(await self.take(max_records=max_records, timeout_ms=timeout_ms))
+
+    async def take(self, *, max_records: int, timeout_ms: int) -> list[LogRecord]:
+        """The same, for whoever does not keep them."""
         deadline_s = time.monotonic() + timeout_ms / 1000
         with _away("poll"):
             await self._start()
@@ -375,7 +389,7 @@ class PartitionReader:
                     fetched = await self._log.fetch(offset, bytes_max=1, wait_ms=0)
             except OffsetOutOfRangeError:
                 return None
-            found = _to_records(fetched.take(1))
+            found = to_records(fetched.take(1))
         return found[0] if found and found[0].offset == offset else None
 
     async def stop(self) -> None:
@@ -396,14 +410,14 @@ class PartitionReader:
             async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
                 return await self._log.offset_at(timestamp_ms)
 
-    def _take(self, max_records: int) -> list[Record]:
+    def _take(self, max_records: int) -> list[LogRecord]:
         """The next records of what is here; asks for what is known to be behind it, so that it comes meanwhile."""
         fetched = self._fetched
         if fetched is None:
             return []
         if self._coming is None and fetched.next_offset < fetched.log_end:
             self._ask(fetched.next_offset)
-        records = _to_records(fetched.take(max_records))
+        records = fetched.take(max_records)
         self._position = fetched.offset
         if not records:
             self._fetched = None
@@ -435,8 +449,15 @@ class PartitionReader:
             coming.exception()  # nobody will ask for it
 
 
-def _to_records(found: Sequence[Any]) -> list[Record]:
+def to_records(found: Iterable[LogRecord]) -> list[Record]:
+    """Records that may be kept."""
     return [make_record((r.offset, r.timestamp, r.key, r.value, tuple(r.headers))) for r in found]
+
+
+def records_again(answers: Iterable[Fetched], offsets: Collection[int]) -> dict[int, Record]:
+    """The records at these offsets by offset, parsed once more from what they came with. Raises KafkaAway."""
+    with _away("parse again"):
+        return {record.offset: record for answer in answers for record in to_records(answer.again(offsets))}
 
 
 @contextlib.contextmanager

@@ -33,8 +33,12 @@ _SERVER_SETTINGS = {
     "jit": "off",
 }
 
+_POSTGRES_EPOCH_US = 946_684_800_000_000
+"""2000-01-01T00:00:00Z."""
+
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-"""An asyncpg connection; the type under which the services know it."""
+"""An asyncpg connection; the type under which the services know it. Its timestamptz are microseconds since the Unix
+epoch."""
 UniqueViolation = asyncpg.UniqueViolationError
 """A key is taken: what a statement raises, and for whoever is outside of `connection` BooksWrong."""
 
@@ -72,12 +76,16 @@ def create_engine(dsn: str, application_name: str, *, pool_size: int) -> AsyncEn
 
     # The driver reads the DSN itself, so that all of its options work (sslmode and the like), and the PG… variables.
     async def connect() -> Connection:
-        return await asyncpg.connect(
+        made = await asyncpg.connect(
             dsn,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=COMMAND_TIMEOUT_S,
             server_settings={"application_name": application_name, **_SERVER_SETTINGS},
         )
+        await made.set_type_codec(
+            "timestamptz", schema="pg_catalog", format="tuple", encoder=_to_postgres, decoder=_from_postgres
+        )
+        return made
 
     return create_async_engine(
         "postgresql+asyncpg://",
@@ -87,6 +95,16 @@ def create_engine(dsn: str, application_name: str, *, pool_size: int) -> AsyncEn
         pool_timeout=CONNECT_TIMEOUT_S,
         pool_recycle=1800,
     )
+
+
+# Times are microseconds since the Unix epoch here as well. Beside being what everybody has, they are as PostgreSQL has
+# them: of a datetime the driver looks at each so thoroughly that it took half of the time of sending a row.
+def _to_postgres(time_us: int) -> tuple[int]:
+    return (time_us - _POSTGRES_EPOCH_US,)
+
+
+def _from_postgres(told: tuple[int]) -> int:
+    return told[0] + _POSTGRES_EPOCH_US
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from services.runtime.kafka import PartitionReader, Record
+from services.runtime.fetching import LogRecord
+from services.runtime.kafka import PartitionReader, Record, to_records
 from services.runtime.postgres import BooksWrong, Connection
 
 
@@ -108,12 +109,12 @@ async def check_log(reader: PartitionReader, position: Position, needed_offset: 
 
 async def poll_behind(
     reader: PartitionReader, position: Position, *, max_records: int, timeout_ms: int
-) -> list[Record]:
+) -> list[LogRecord]:
     """What comes next in the log; after an idle moment the last record is read once more, to know the log.
 
     Raises NotTheLog, KafkaAway, OutOfLog.
     """
-    records = await reader.poll(max_records=max_records, timeout_ms=timeout_ms)
+    records = await reader.take(max_records=max_records, timeout_ms=timeout_ms)
     if position.last is not None:
         if not records:
             if reader.position() <= position.last.offset:
@@ -121,7 +122,7 @@ async def poll_behind(
                 await check_log(reader, position, position.next_offset)
             await reader.seek(position.last.offset)
         elif records[0].offset < position.next_offset:
-            _check_same(position.last, records[0])
+            _check_same(position.last, *to_records(records[:1]))
     return [record for record in records if record.offset >= position.next_offset]
 
 

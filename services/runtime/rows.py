@@ -1,28 +1,12 @@
-"""What the tables' rows hold, as values of the domain: times in microseconds since the epoch, and the coupon."""
+"""What the tables' rows hold, as values of the domain."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from services.domain.model import Coupon, Switch
 from services.runtime.postgres import BooksWrong
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-def to_time(time_us: int | None) -> datetime | None:
-    return None if time_us is None else EPOCH + timedelta(microseconds=time_us)
-
-
-def to_us(time: datetime) -> int:
-    return (time - EPOCH) // _MICROSECOND
-
-
-def to_us_or_none(time: datetime | None) -> int | None:
-    return None if time is None else to_us(time)
 
 
 def listed(ids: Iterable[str]) -> str:
@@ -50,12 +34,12 @@ def to_coupon(row: Any) -> Coupon:
         total=row["total"],
         remaining=row["remaining"],
         issued=row["issued_count"],
-        start_us=to_us_or_none(row["start_time"]),
-        end_us=to_us_or_none(row["end_time"]),
+        start_us=row["start_time"],
+        end_us=row["end_time"],
         switch=Switch(row["state"]),
         etag=row["etag"],
-        create_us=to_us(row["create_time"]),
-        update_us=to_us(row["update_time"]),
+        create_us=row["create_time"],
+        update_us=row["update_time"],
     )
 
 

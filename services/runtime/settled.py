@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from services.domain.model import Grant, Issued, Parked, ParkReason, Reason, Rejected, Ticket
 from services.runtime import wire
 from services.runtime.postgres import Connection
-from services.runtime.rows import to_us
 
 
 class Settled(NamedTuple):
@@ -28,7 +27,7 @@ async def settled_between(db: Connection, partition: int, start: int, end: int) 
         found.append(Settled(wire.outcome(partition, verdict), verdict if isinstance(verdict, Parked) else None))
     for row in changed:
         key = row["coupon_id"].encode()
-        time_us = to_us(row["accepted_at"])
+        time_us = row["accepted_at"]
         found.append(Settled(wire.Outcome(row["ticket_offset"], time_us, key, wire.CHANGED, row["outcome"]), None))
     return sorted(found, key=lambda one: one.outcome.offset)
 
@@ -36,7 +35,7 @@ async def settled_between(db: Connection, partition: int, start: int, end: int) 
 def _issued(row: Any) -> Issued:
     return Issued(
         row["ticket_offset"],
-        to_us(row["accepted_at"]),
+        row["accepted_at"],
         row["coupon_id"],
         row["user_id"],
         row["request_id"],
@@ -46,7 +45,7 @@ def _issued(row: Any) -> Issued:
 
 
 def _rejected(row: Any) -> Rejected | Parked:
-    time_us = to_us(row["accepted_at"])
+    time_us = row["accepted_at"]
     redrive_of = Ticket.parse(row["redrive_of"] or "")
     ids = row["coupon_id"], row["user_id"], row["request_id"]
     if row["reason"] == Reason.PARKED:

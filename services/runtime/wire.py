@@ -36,14 +36,17 @@ from services.domain.model import (
     Unprocessable,
     UserId,
     Verdict,
+    id_match,
     is_id,
     is_request_id,
     make_issue_request,
     maker,
     printable,
+    request_id_match,
 )
 from services.runtime import kafka
-from services.runtime.kafka import Message, Record, make_message
+from services.runtime.fetching import LogRecord
+from services.runtime.kafka import Message, Record, make_message, to_records
 
 RECORD_BYTES_MAX = 65_536
 """Key, value and headers of a record of the line; larger ones are parked as TOO_LARGE."""
@@ -59,6 +62,8 @@ DLQ_SOURCE = b"/firstcome/dlq"
 SPEC_VERSION = b"1.0"
 _CE_TIME = "ce_time"
 
+_PLAIN_SIZE_MAX = 8_192
+"""Of a plain request's value and headers. A character is one to four bytes, so it is far below RECORD_BYTES_MAX."""
 _ISSUE_REQUESTED = ISSUE_REQUESTED.encode()
 _CHANGE_REQUESTED = CHANGE_REQUESTED.encode()
 _REDRIVE_HEADERS = frozenset({kafka.REDRIVE_OF, kafka.REDRIVE_ORIGINAL_TIMESTAMP, kafka.REDRIVE_ATTEMPT})
@@ -163,7 +168,44 @@ def _headers(
 # Reading the line
 
 
-def decode(record: Record, partition: int) -> LineRecord:
+def decode_all(records: Iterable[LogRecord]) -> tuple[list[LineRecord], dict[int, bytes]]:
+    """What each record decodes to, and the traceparents of those that have one, by offset.
+
+    Almost every record is a plain request. They are decoded in one loop here, which keeps nothing of the record; all
+    others go to `decode`, and to it alone falls what is wrong with them.
+    """
+    decoded: list[LineRecord] = []
+    traces: dict[int, bytes] = {}
+    for record in records:
+        try:
+            offset = record.offset
+            value = record.value or b""
+            size = len(value)
+            ce_type = None
+            redriven = False
+            for name, header in record.headers:
+                size += len(name) + len(header or b"")
+                if name == kafka.CE_TYPE and ce_type is None:
+                    ce_type = header
+                elif name == kafka.TRACEPARENT:
+                    traces.setdefault(offset, header or b"")
+                elif name in _REDRIVE_HEADERS:
+                    redriven = True
+            if ce_type == _ISSUE_REQUESTED and not redriven and size <= _PLAIN_SIZE_MAX:
+                event = events_pb2.CouponIssueRequestedEvent.FromString(value)
+                user_id, request_id = event.user_id, event.request_id
+                coupon_id, key = _coupon(event.coupon_id)
+                if key is not None and key == record.key and id_match(user_id) and request_id_match(request_id):
+                    time_us = record.timestamp * 1000
+                    decoded.append(make_issue_request((offset, time_us, coupon_id, user_id, request_id, None)))
+                    continue
+        except Exception:  # whatever it is, `decode` says it
+            pass
+        decoded += map(decode, to_records([record]))
+    return decoded, traces
+
+
+def decode(record: Record) -> LineRecord:
     """The record as a value of the domain; one that can't be decoded or is impossible is `Unprocessable`."""
     try:
         return _decode(record)
@@ -177,44 +219,39 @@ def decode(record: Record, partition: int) -> LineRecord:
 
 
 def _decode(record: Record) -> LineRecord:
-    ce_type = None
-    redriven = False
-    size = len(record.key or b"") + len(record.value or b"")
-    for name, header in record.headers:  # once, for there are as many as seven a record
-        size += len(name) + len(header or b"")
-        if name == kafka.CE_TYPE and ce_type is None:
-            ce_type = header
-        elif name in _REDRIVE_HEADERS:
-            redriven = True
-    # A character is one to four bytes: only where that matters they are counted.
-    if size * 4 > RECORD_BYTES_MAX and (size := record.size()) > RECORD_BYTES_MAX:
+    if (size := record.size()) > RECORD_BYTES_MAX:
         return _unprocessable(record, ParkReason.TOO_LARGE, f"{size} bytes where {RECORD_BYTES_MAX} are allowed")
     if not record.value:
         return _unprocessable(record, ParkReason.EMPTY, "the record has no value")
+    ce_type = next((value for name, value in record.headers if name == kafka.CE_TYPE and value is not None), None)
     if ce_type == _ISSUE_REQUESTED:
-        return _decode_issue(record, record.value, redriven)
+        return _decode_issue(record, record.value)
     if ce_type == _CHANGE_REQUESTED:
         return _decode_change(record, record.value)
     return _unprocessable(record, ParkReason.WRONG_TYPE, f"header {kafka.CE_TYPE} names no message of the line")
 
 
+def _coupon(coupon_id: str) -> tuple[str, bytes | None]:
+    """The coupon's id and its record key, None for what is no id."""
+    return _known_coupon(coupon_id) if len(coupon_id) <= ID_LENGTH_MAX else (coupon_id, None)
+
+
 @lru_cache(maxsize=1024)
-def _coupon_key(coupon_id: str) -> bytes | None:
-    """The record key of a coupon, None for what is no id; cached, for a rush is about a few coupons."""
-    return coupon_id.encode() if is_id(coupon_id) else None
+def _known_coupon(coupon_id: str) -> tuple[str, bytes | None]:
+    """Cached, for a rush is about a few coupons; and so each has one id, which is looked up faster than equal ones."""
+    return coupon_id, coupon_id.encode() if is_id(coupon_id) else None
 
 
-def _decode_issue(record: Record, value: bytes, redriven: bool) -> LineRecord:
+def _decode_issue(record: Record, value: bytes) -> LineRecord:
     try:
         event = events_pb2.CouponIssueRequestedEvent.FromString(value)
-        redrive = _redrive(record) if redriven else None
+        redrive = _redrive(record)
     except (DecodeError, ValueError):
         return _undecodable(record)
     coupon_id, user_id, request_id = event.coupon_id, event.user_id, event.request_id
-    key = _coupon_key(coupon_id) if len(coupon_id) <= ID_LENGTH_MAX else None
-    if key is None or not is_id(user_id) or not is_request_id(request_id):
+    if not is_id(coupon_id) or not is_id(user_id) or not is_request_id(request_id):
         return _bad_ids(record, redrive, coupon_id=coupon_id, user_id=user_id, request_id=request_id)
-    if record.key != key:
+    if record.key != coupon_id.encode():
         return _key_mismatch(record, coupon_id, user_id, request_id, redrive)
     return make_issue_request((record.offset, record.timestamp_ms * 1000, coupon_id, user_id, request_id, redrive))
 
@@ -343,7 +380,15 @@ def outcome(partition: int, verdict: Verdict) -> Outcome:
     """The outcome event of a verdict."""
     ticket = f"{partition}-{verdict.offset}"
     if isinstance(verdict, Issued):
-        ce_type, value = ISSUED, _issued_event(ticket, verdict)
+        ce_type = ISSUED
+        value = events_pb2.CouponIssuedEvent(
+            coupon_id=verdict.coupon_id,
+            user_id=verdict.user_id,
+            request_id=verdict.request_id,
+            ticket=ticket,
+            sequence=verdict.sequence,
+            redrive_of=_text(verdict.redrive_of),
+        ).SerializeToString()
     elif isinstance(verdict, Rejected):
         ce_type = REJECTED
         value = events_pb2.CouponRejectedEvent(
@@ -370,17 +415,6 @@ def outcome(partition: int, verdict: Verdict) -> Outcome:
         ce_type, value = CHANGED, change_outcome(partition, verdict)
     key = verdict.coupon_id.encode() if verdict.coupon_id is not None else None
     return _make_outcome((verdict.offset, verdict.time_us, key, ce_type, value))
-
-
-_issued = events_pb2.CouponIssuedEvent()
-"""Filled again for each grant, all of its fields: making a message for each would cost more."""
-
-
-def _issued_event(ticket: str, verdict: Issued) -> bytes:
-    _, _, _issued.coupon_id, _issued.user_id, _issued.request_id, _issued.sequence, redrive_of = verdict
-    _issued.ticket = ticket
-    _issued.redrive_of = "" if redrive_of is None else str(redrive_of)
-    return _issued.SerializeToString()
 
 
 def change_outcome(partition: int, changed: Changed) -> bytes:
@@ -434,23 +468,27 @@ def outcome_messages(
 ) -> Iterator[Message]:
     """As `outcome` and `outcome_message` make them; what grants have in common is made once, for there is one for
     almost every request. `traces`: the traceparents by offset."""
-    granted = _fixed_headers(ISSUED, LEDGER_SOURCE)
-    ce_id = f"{line_topic}/{partition}/".encode()
+    fixed = _fixed_headers(ISSUED, LEDGER_SOURCE)
+    line = f"{line_topic}/{partition}/".encode()
+    event = events_pb2.CouponIssuedEvent()  # filled again for each: to make one would cost more
     last_us: int | None = None
     ce_time = _CE_TIME, b""
     for verdict in verdicts:
-        offset, traceparent = verdict.offset, traces.get(verdict.offset)
+        traceparent = traces.get(verdict.offset)
         if type(verdict) is not Issued:
             yield outcome_message(line_topic, partition, outcome(partition, verdict), traceparent)
             continue
-        if verdict.time_us != last_us:
-            last_us = verdict.time_us
-            ce_time = _CE_TIME, rfc3339(last_us)
-        headers: list[tuple[str, bytes | None]] = [*granted, (kafka.CE_ID, b"%b%d" % (ce_id, offset)), ce_time]
+        offset, time_us, coupon_id, event.user_id, event.request_id, event.sequence, redrive_of = verdict
+        event.coupon_id = coupon_id
+        event.ticket = f"{partition}-{offset}"
+        event.redrive_of = "" if redrive_of is None else str(redrive_of)
+        if time_us != last_us:
+            last_us = time_us
+            ce_time = _CE_TIME, rfc3339(time_us)
+        headers: list[tuple[str, bytes | None]] = [*fixed, (kafka.CE_ID, b"%b%d" % (line, offset)), ce_time]
         if traceparent:
             headers.append((kafka.TRACEPARENT, traceparent))
-        value = _issued_event(f"{partition}-{offset}", verdict)
-        yield make_message((verdict.coupon_id.encode(), value, headers))
+        yield make_message((coupon_id.encode(), event.SerializeToString(), headers))
 
 
 # Dead letters

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -64,14 +65,21 @@ class Checkout:
             time.sleep(0.1)
 
     def down(self) -> bool:
-        return all(ports.is_free(port) for port in (self.kafka_port, self.postgres_port, *astuple(Ports())))
+        """Whether nothing listens. The documented ports need not be free: any connection may be given one of them."""
+        engines = ports.is_free(self.kafka_port) and ports.is_free(self.postgres_port)
+        return engines and not any(listens(port) for port in astuple(Ports()))
 
     def up(self, **env: str) -> subprocess.CompletedProcess[str]:
-        """Tried again where a port is taken: the documented ones are of those that any connection may be given."""
+        """Tried again where a port is taken, as by a connection."""
         deadline = time.monotonic() + PORTS_PATIENCE_S
         while (done := self.run("up", **env)).returncode and "taken" in done.stderr and time.monotonic() < deadline:
             time.sleep(1)
         return done
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((ports.HOST, port)) == 0
 
 
 def documented_ports_are_free() -> bool:

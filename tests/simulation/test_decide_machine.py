@@ -94,7 +94,7 @@ class DecideMachine(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         batch, self.waiting = self.waiting, []
-        decision = self.decide(self.tables.state(), [wire.decode(record, HOME) for record in batch])
+        decision = self.decide(self.tables.state(), [wire.decode(record) for record in batch])
         self.tables.store(decision)
         for record, verdict in zip(batch, decision.verdicts, strict=True):
             self.compare(record, verdict)

@@ -13,7 +13,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
 from services.runtime.fetching import Fetched
-from services.runtime.kafka import KafkaAway, OutOfLog, PartitionReader
+from services.runtime.kafka import KafkaAway, OutOfLog, PartitionReader, records_again, to_records
 
 _ATTRIBUTES_AT = 21
 _CRC_AT = 17
@@ -42,8 +42,8 @@ def odd(raw: bytes) -> bytes:
     return bytes(changed)
 
 
-def taken(fetched: Fetched, step: int = 2) -> list[tuple[int, bytes]]:
-    found = []
+def taken(fetched: Fetched, step: int = 2) -> list[tuple[int, bytes | None]]:
+    found: list[tuple[int, bytes | None]] = []
     while records := fetched.take(step):
         found += [(record.offset, record.value) for record in records]
     return found
@@ -78,6 +78,24 @@ def test_a_name_that_is_not_utf8_is_read_with_backslashes_from_where_it_was_met(
         (2, b"c", "na\\xffe"),
         (3, b"d", "name"),
     ]
+
+
+def test_records_are_found_again_in_what_they_came_with() -> None:
+    raw = batch(0, b"a", b"b") + odd(batch(2, b"c")) + batch(3, b"d", b"e")
+    first, second = Fetched(raw, 1, 7), Fetched(batch(5, b"f", b"g"), 5, 7)
+    kept = {record.offset: record for answer in (first, second) for record in to_records(answer.take(10))}
+    assert list(kept) == [1, 2, 3, 4, 5, 6]
+    assert records_again([first, second], {1, 2, 4, 6, 8}) == {offset: kept[offset] for offset in (1, 2, 4, 6)}
+    assert taken(first) == taken(second) == []
+
+
+def test_what_is_behind_a_record_that_is_found_again_is_not_looked_at() -> None:
+    broken = bytearray(batch(2, b"c"))
+    broken[-1] ^= 1
+    fetched = Fetched(batch(0, b"a", b"b") + broken, 0, 3)
+    assert records_again([fetched], {1}) == {record.offset: record for record in to_records(fetched.take(2)[1:])}
+    with pytest.raises(KafkaAway, match="checksum"):
+        records_again([fetched], {2})
 
 
 class Log:

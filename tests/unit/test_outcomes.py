@@ -42,5 +42,6 @@ def test_those_of_a_batch_are_those_of_each_verdict_alone() -> None:
 
 
 def test_a_grant_says_nothing_of_the_one_before_it() -> None:
-    events = [wire.outcome(PARTITION, verdict).value for verdict in VERDICTS if isinstance(verdict, Issued)]
+    issued = [verdict for verdict in VERDICTS if isinstance(verdict, Issued)]
+    events = [message.value or b"" for message in wire.outcome_messages(LINE, PARTITION, issued, {})]
     assert [str(REDRIVEN).encode() in event for event in events] == [False, True, False, False]

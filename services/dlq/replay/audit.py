@@ -182,7 +182,8 @@ class _PartitionAudit:
         try:
             for at in range(0, len(records), STEP_RECORDS):
                 await asyncio.sleep(0)
-                decoded += [self._decode(record) for record in records[at : at + STEP_RECORDS]]
+                step, _ = wire.decode_all(records[at : at + STEP_RECORDS])
+                decoded += map(self._as_known, step)
         finally:
             found = await rows
         unpublished = parked_by_the_service(found, self._snapshot.published_offset)
@@ -192,9 +193,8 @@ class _PartitionAudit:
             ]
         return _Piece(start, end, records, decoded, found)
 
-    def _decode(self, record: Record) -> LineRecord:
-        decoded = wire.decode(record, self._partition)
-        known = self._known.get(record.offset)
+    def _as_known(self, decoded: LineRecord) -> LineRecord:
+        known = self._known.get(decoded.offset)
         return decoded if known is None else park_known(decoded, *known)
 
     async def _compare(self, piece: _Piece) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from services.dlq.replay.audit_rows import CHANGED, COLUMNS, ISSUED, REJECTED, Row, Rows
 from services.domain.decide import decide
 from services.domain.model import (
+    TIME_US_MAX,
+    TIME_US_MIN,
     Changed,
     ChangeRequest,
     Coupon,
@@ -36,9 +38,9 @@ from services.domain.model import (
 )
 from services.runtime import wire
 from services.runtime.kafka import home_partition
-from services.runtime.rows import to_time
 
 NO_ROW = "no row"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TEXT_BYTES_MAX = 512
 """Of what was expected or found."""
 _USER = {table: columns.index("user_id") for table, columns in COLUMNS.items() if "user_id" in columns}
@@ -205,13 +207,8 @@ def stray(table: str, ticket: Ticket, row: Row) -> Difference:
 
 def expected_rows(partition: int, verdicts: Sequence[Verdict]) -> dict[str, list[Row]]:
     """The rows that the verdicts make, as COLUMNS has them."""
-    # The records of a batch of the log share one time: make each once.
-    times: dict[int, datetime | None] = {}
-    for v in verdicts:
-        if v.time_us not in times:
-            times[v.time_us] = to_time(v.time_us)
     issued = [
-        (o, user_id, coupon_id, request_id, sequence, _text(redrive_of), times[time_us])
+        (o, user_id, coupon_id, request_id, sequence, _text(redrive_of), time_us)
         for o, time_us, coupon_id, user_id, request_id, sequence, redrive_of in _of(Issued, verdicts)
     ]
     rejected: list[Row] = []
@@ -224,7 +221,7 @@ def expected_rows(partition: int, verdicts: Sequence[Verdict]) -> dict[str, list
         else:
             continue
         ids = v.coupon_id, v.user_id, v.request_id
-        rejected.append((v.offset, *ids, *told, _text(v.redrive_of), times[v.time_us]))
+        rejected.append((v.offset, *ids, *told, _text(v.redrive_of), v.time_us))
     changed = [
         (
             v.offset,
@@ -235,7 +232,7 @@ def expected_rows(partition: int, verdicts: Sequence[Verdict]) -> dict[str, list
             wire.change_outcome(partition, v),
             v.caller,
             _text(v.redrive_of),
-            times[v.time_us],
+            v.time_us,
         )
         for v in _of(Changed, verdicts)
     ]
@@ -270,16 +267,19 @@ def _difference(ticket: Ticket, of: tuple[str, Row], expected: str, found: str) 
 def _row_text(table: str, row: Row, columns: Sequence[int] | None = None) -> str:
     """`<table>: <column>=<value> …`, of these columns, or of all that have a value but the ticket."""
     at = [i for i in range(1, len(row)) if row[i] is not None] if columns is None else columns
-    told = " ".join(f"{COLUMNS[table][i]}={_value_text(row[i])}" for i in at)
+    told = " ".join(_told(COLUMNS[table][i], row[i]) for i in at)
     return printable(f"{table}: {told}", TEXT_BYTES_MAX)
 
 
-def _value_text(value: object) -> str:
+def _told(column: str, value: object) -> str:
+    """`<column>=<value>`, times as people read them."""
     if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return "NULL" if value is None else str(value)
+        text = value.hex()
+    elif isinstance(value, int) and column.endswith(("_at", "_time")) and TIME_US_MIN <= value <= TIME_US_MAX:
+        text = (_EPOCH + timedelta(microseconds=value)).isoformat()
+    else:
+        text = "NULL" if value is None else str(value)
+    return f"{column}={text}"
 
 
 def _coupon_texts(model: Coupon | None, row: Coupon | None) -> tuple[str, str]:
@@ -290,11 +290,7 @@ def _coupon_texts(model: Coupon | None, row: Coupon | None) -> tuple[str, str]:
     def text(coupon: Coupon | None) -> str:
         if coupon is None:
             return NO_ROW
-        values = {name: getattr(coupon, name) for name in differing}
-        told = " ".join(
-            f"{_COUPON_COLUMNS[name]}={_value_text(to_time(value) if name.endswith('_us') else value)}"
-            for name, value in values.items()
-        )
+        told = " ".join(_told(_COUPON_COLUMNS[name], getattr(coupon, name)) for name in differing)
         return printable(f"coupon: {told}", TEXT_BYTES_MAX)
 
     return text(model), text(row)

@@ -17,7 +17,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.dlq.replay.job import JobLost
 from services.runtime.postgres import Connection, connection
-from services.runtime.rows import to_us
 from services.runtime.wire import to_timestamp
 
 LEASE_S = 10
@@ -165,8 +164,8 @@ def _job(row: Any) -> replay_pb2.ReplayJob:
     job.name = job_name(row["id"])
     job.state = _Job.State.Value(row["state"])  # type: ignore[assignment]
     job.caller = row["caller"]
-    job.create_time.CopyFrom(to_timestamp(to_us(row["create_time"])))
-    job.update_time.CopyFrom(to_timestamp(to_us(row["update_time"])))
+    job.create_time.CopyFrom(to_timestamp(row["create_time"]))
+    job.update_time.CopyFrom(to_timestamp(row["update_time"]))
     if job.state in (_Job.SUCCEEDED, _Job.FAILED, _Job.CANCELLED):
         job.end_time.CopyFrom(job.update_time)  # what has ended does not change
     return job

@@ -8,14 +8,14 @@ from typing import Any
 
 from services.domain.model import Verdict
 from services.ledger import store
-from services.ledger.consumer import PartitionLedger, Settled
+from services.ledger.consumer import Batch, PartitionLedger, Settled
 from tests.system.planted import launch
 
-_at_work: ContextVar[tuple[PartitionLedger, Any]] = ContextVar("at_work")
+_at_work: ContextVar[tuple[PartitionLedger, Batch]] = ContextVar("at_work")
 _settle, _publish, _write_verdicts = PartitionLedger._settle, PartitionLedger._publish, store._write_verdicts
 
 
-async def settle(self: PartitionLedger, position: Any, batch: Any, *, again: bool = False) -> Settled:
+async def settle(self: PartitionLedger, position: Any, batch: Batch, *, again: bool = False) -> Settled:
     _at_work.set((self, batch))
     return await _settle(self, position, batch, again=again)
 
@@ -24,7 +24,7 @@ async def write_verdicts(db: Any, partition: int, verdicts: Sequence[Verdict]) -
     ledger, batch = _at_work.get()
     published_offset = ledger._published_offset
     # Its own publication, too early by one step.
-    await _publish(ledger, Settled(batch.records, verdicts, batch.traces, _Nowhere()))  # type: ignore[arg-type]
+    await _publish(ledger, Settled(verdicts, batch.traces, batch.answers, _Nowhere()))  # type: ignore[arg-type]
     ledger._published_offset = published_offset
     await _write_verdicts(db, partition, verdicts)
 
