@@ -152,6 +152,7 @@ def _runs(figure: Figures) -> Iterable[str]:
         yield f"Unary to no-op, slice by slice: {figure('unary_slices')}."
     if figure.has("raw_insert_runs"):
         yield (
+            "The ledger drains its backlog alone, without issuer and dlq, as the rows are inserted raw. "
             f"Raw inserts, rows/s: {figure('raw_insert_runs')}. A request of the backlog takes "
             f"{figure('ledger_cpu_us')} µs of CPU in the ledger and {figure('ledger_postgres_cpu_us')} in PostgreSQL."
         )
