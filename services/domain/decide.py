@@ -131,6 +131,9 @@ class _Working:
         self.coupon = coupon
         self.remaining = coupon.remaining
 
+    def differs(self, before: Coupon | None) -> bool:
+        return self.coupon is not before or self.remaining != self.coupon.remaining
+
     def now(self) -> Coupon:
         """The coupon with the stock as it is by now."""
         return replace(self.coupon, remaining=self.remaining, issued=self.coupon.total - self.remaining)
@@ -172,8 +175,8 @@ class _Line:
         )
 
     def changed_coupons(self) -> tuple[Coupon, ...]:
-        coupons = (self._coupons[coupon_id].now() for coupon_id in sorted(self._coupons))
-        return tuple(coupon for coupon in coupons if coupon != self._state.coupons.get(coupon.coupon_id))
+        was = self._state.coupons
+        return tuple(one.now() for coupon_id, one in sorted(self._coupons.items()) if one.differs(was.get(coupon_id)))
 
     def _wrong_partition(self, record: IssueRequest | ChangeRequest) -> Parked:
         return self.park(

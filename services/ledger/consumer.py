@@ -34,8 +34,11 @@ from services.runtime.progress import Halted, NotTheLog, Position, check_log, po
 SETTLING = "UPDATE ledger_progress; SELECT coupon user_coupon; COPY user_coupon rejected_issue; UPDATE coupon"
 """The transaction in short, for traces."""
 BATCH_RECORDS_MAX = 16_000
-BATCH_BYTES_MAX = 32 * 1024 * 1024
-"""Of the answers that its records came with; those of three batches are in memory at once."""
+ANSWERS_BYTES_MAX = 32 * 1024 * 1024
+"""Of the answers that a batch's records came with; those of two batches, and of dead letters, are in memory at once."""
+HALVINGS_MAX = 6
+"""After each failure in a row a batch has half as many records: what is too much for one transaction's time limits
+must not stay so."""
 STEP_RECORDS = 100
 """How many records are worked on, less than 1 ms, before other tasks get their turn. They are parsed before they are
 decoded, and so few stay in the processor's nearest memory meanwhile."""
@@ -70,9 +73,10 @@ class Batch:
         if (start, end) == (0, len(self)):
             return self
         decoded = self.decoded[start:end]
-        last = decoded[-1].offset
+        offset = decoded[-1].offset
+        last = self.last if end == len(self) else records_again(self.answers, {offset})[offset]
         traces = batch_traces.only(self.traces, (one.offset for one in decoded))
-        return replace(self, decoded=decoded, last=records_again(self.answers, {last})[last], traces=traces)
+        return replace(self, decoded=decoded, last=last, traces=traces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,21 +176,22 @@ class PartitionLedger(PartitionWorker):
         answers: list[Fetched] = []
         size = 0
         last = None
+        records_max = max(BATCH_RECORDS_MAX >> min(self._pace.failures, HALVINGS_MAX), 1)
         while step:
             found, traced = wire.decode_all(step)
             decoded += found
             traces |= traced
             last = step[-1]
-            if (answer := self._line.answer) is not None and answer not in answers[-1:]:
-                answers.append(answer)
-                size += answer.size
-            self._filled = len(decoded) >= BATCH_RECORDS_MAX or size >= BATCH_BYTES_MAX
+            if self._line.answer not in answers[-1:]:
+                answers.append(self._line.answer)
+                size += self._line.answer.size
+            self._filled = len(decoded) >= records_max or size >= ANSWERS_BYTES_MAX
             if self._filled:
                 break
             await asyncio.sleep(0)  # in small steps: the transaction under way must not wait for its turn
             more = crowded and self._line.known_end() > self._line.position()
-            most = min(STEP_RECORDS, BATCH_RECORDS_MAX - len(decoded))
-            step = await self._line.take(max_records=most, timeout_ms=ANSWER_MS if more else 0)
+            step_max = min(STEP_RECORDS, records_max - len(decoded))
+            step = await self._line.take(max_records=step_max, timeout_ms=ANSWER_MS if more else 0)
         if last is None:
             return None
         self._gathering.begin(len(decoded))
@@ -233,17 +238,19 @@ class PartitionLedger(PartitionWorker):
         told = wire.outcome_messages(self._topics.line, self._partition, settled.verdicts, settled.traces)
         parked = [verdict for verdict in settled.verdicts if isinstance(verdict, Parked) and not verdict.known]
         records = records_again(settled.answers, {verdict.offset for verdict in parked}) if parked else {}
-        await self._append(told, [(records[verdict.offset], verdict) for verdict in parked], settled.traces)
-        self._published_offset = settled.position.next_offset
+        traces, next_offset = settled.traces, settled.position.next_offset
+        del settled  # the answers are not needed any more
+        await self._append(told, [(records[verdict.offset], verdict) for verdict in parked], traces)
+        self._published_offset = next_offset
 
     async def _append(self, told: Iterable[Message], parked: Sequence[tuple[Record, Parked]], traces: Traces) -> None:
         dlq_offset = self._dlq_offset
         if parked:
             batch_traces.dead_lettered(self._topics.line, self._partition, parked)
-            dead = [
+            dead = (
                 wire.dead_letter_message(self._topics.line, self._partition, record, verdict.reason, verdict.message)
                 for record, verdict in parked
-            ]
+            )
             began_ns = time.time_ns()
             appended = await self._producer.append(self._topics.dlq, self._partition, dead)
             dead_traces = batch_traces.only(traces, (record.offset for record, _ in parked))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
@@ -32,7 +33,6 @@ RETRY_S = 0.1
 EARLIEST, LATEST = -2, -1
 """Kafka's timestamps for the log's first offset and the one after its last."""
 
-_STEP_RECORDS = 250
 _READ_UNCOMMITTED = 0
 _CONSUMER = -1
 _BATCH_HEADER = struct.Struct(">qi")  # base offset, bytes behind it
@@ -64,7 +64,6 @@ class Fetched:
         if raw and not batches:
             raise RecordTooLargeError(f"the answer at {offset} ends within the first batch of the log")
         self._raw = raw
-        self._begin = offset
         self._records = _records(batches, offset)
         self.log_end = log_end
         """The offset behind the log's last record, as it was then."""
@@ -90,13 +89,10 @@ class Fetched:
         For the few that are needed later: all of a batch, kept as objects, are six times as many bytes as they are
         here, and come from far memory again and again.
         """
-        last = max((offset for offset in offsets if self._begin <= offset < self.next_offset), default=-1)
-        whole = Fetched(self._raw, self._begin, self.log_end)
-        found: list[LogRecord] = []
-        # No further than the last of them: what is behind it may not have been checked yet.
-        while step := whole.take(min(max(last + 1 - whole.offset, 0), _STEP_RECORDS)):
-            found += (record for record in step if record.offset in offsets)
-        return found
+        try:
+            return _among(_batches(self._raw), offsets)
+        except UnicodeDecodeError:
+            return _among(_lenient_batches(self._raw), offsets)
 
     @property
     def size(self) -> int:
@@ -177,6 +173,15 @@ def _records(batches: Iterable[Any], offset: int) -> Iterator[Any]:
             yield from (record for record in batch if record.offset >= offset)
         else:
             yield from batch
+
+
+def _among(batches: Iterable[Any], offsets: Collection[int]) -> list[LogRecord]:
+    wanted = sorted(offsets)
+
+    def has_one(batch: Any) -> bool:
+        return bisect_left(wanted, batch.base_offset) < bisect_left(wanted, batch.next_offset)
+
+    return [record for record in _records(filter(has_one, batches), 0) if record.offset in offsets]
 
 
 # A producer may write any bytes as a header's name, which aiokafka's parsers refuse. One such record must not stand in

@@ -1,7 +1,8 @@
 """Kafka as the services use it: topics and header names, one supervised producer, one reader of one partition.
 
-Everything here speaks in `Record`s and offsets; every error that means "the other side is away" is raised as
-`KafkaAway`, every answer that leaves open whether a record is in the log as `DeliveryUnknown`.
+Everything here speaks in offsets and `Record`s, or the parser's own where they are not kept; every error that means
+"the other side is away" is raised as `KafkaAway`, every answer that leaves open whether a record is in the log as
+`DeliveryUnknown`.
 """
 
 from __future__ import annotations
@@ -332,8 +333,10 @@ class PartitionReader:
         return self._position
 
     @property
-    def answer(self) -> Fetched | None:
-        """What the records that were taken last came with."""
+    def answer(self) -> Fetched:
+        """What the records came with that `take` has just given."""
+        if self._fetched is None:
+            raise RuntimeError(f"{self._name}: nothing has been taken")
         return self._fetched
 
     async def poll(self, *, max_records: int, timeout_ms: int) -> list[Record]:

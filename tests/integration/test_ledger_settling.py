@@ -10,8 +10,12 @@ import pytest
 from coupon.v1 import events_pb2
 
 from services.domain.model import ParkReason, Ticket
+from services.ledger import consumer
+from services.ledger.store import LedgerStore
 from services.runtime import kafka, wire
+from services.runtime.fetching import PartitionLog
 from services.runtime.kafka import Message, Record
+from services.runtime.postgres import DatabaseAway
 from tests.integration.ledger_world import (
     COUPON,
     HOME,
@@ -36,6 +40,21 @@ def told(record: Record) -> Any:
     ce_type = record.header("ce_type")
     assert ce_type is not None
     return getattr(events_pb2, ce_type.decode().rpartition(".")[2]).FromString(record.value or b"")
+
+
+def batch_sizes(patch: pytest.MonkeyPatch, most: int = 1_000) -> list[int]:
+    """Of the batches that ledgers try to settle, as they come; of more records than `most` the database is away."""
+    sizes: list[int] = []
+    settle = LedgerStore.settle
+
+    async def counting(self: LedgerStore, before: Any, after: Any, records: Any, run: Any) -> Any:
+        sizes.append(len(records))
+        if len(records) > most:
+            raise DatabaseAway("too much at once")
+        return await settle(self, before, after, records, run)
+
+    patch.setattr(LedgerStore, "settle", counting)
+    return sizes
 
 
 async def test_coupons_go_to_the_first_in_the_line_until_the_stock_is_gone(world: World) -> None:
@@ -322,6 +341,54 @@ async def test_only_the_record_that_postgresql_refuses_is_parked_among_its_neigh
 async def test_a_batch_of_nothing_but_unstorable_records_is_parked_one_by_one(world: World) -> None:
     await world.settle(*(create(1, name=f"\x00{n}") for n in range(5)))
     assert await world.verdicts() == ["PARKED UNSTORABLE"] * 5
+    await world.audit()
+
+
+async def test_records_that_came_in_many_answers_are_found_again_in_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = {**(PartitionLog.fetch.__kwdefaults__ or {}), "bytes_max": 1}  # each batch of the log in an answer
+    monkeypatch.setattr(PartitionLog.fetch, "__kwdefaults__", bounds)
+    monkeypatch.setattr(consumer, "ANSWER_MS", 5_000)
+    sizes = batch_sizes(monkeypatch)
+    ledger = world.ledger()
+    ledger._filled = True  # so that it waits for more answers
+    odd = create(5, coupon_at(HOME, 1), name="Nul\x00")
+    lines = [[create(4), issue("a"), garbage(2)], [issue("b"), odd, issue("c")], [odd, issue("d"), garbage(8)]]
+    for messages in lines:
+        await world.put(*messages)
+    async with world.running(ledger):
+        await world.rest()
+    assert sizes[0] == 9
+    assert [verdict for verdict in await world.verdicts() if not verdict.startswith("PARKED")] == [
+        "APPLIED", "ISSUED 1", "ISSUED 2", "ISSUED 3", "ISSUED 4",
+    ]  # fmt: skip
+    assert await world.dead_letter_offsets() == [2, 4, 6, 8]
+    put = [message for messages in lines for message in messages]
+    assert [letter.value for letter in await world.dead_letters()] == [put[n].value for n in (2, 4, 6, 8)]
+    await world.audit()
+
+
+async def test_a_batch_ends_when_its_answers_are_as_large_as_they_may_be(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer, "ANSWERS_BYTES_MAX", 1)
+    monkeypatch.setattr(consumer, "STEP_RECORDS", 2)
+    sizes = batch_sizes(monkeypatch)
+    await world.settle(create(5), *(issue(f"user-{n}") for n in range(5)))
+    assert sizes == [2, 2, 2]
+    await world.audit()
+
+
+async def test_what_is_too_much_at_once_is_settled_in_smaller_batches(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches_of(16, monkeypatch)
+    monkeypatch.setattr(consumer, "STEP_RECORDS", 1)
+    sizes = batch_sizes(monkeypatch, most=3)
+    await world.settle(create(40), *(issue(f"user-{n}") for n in range(40)))
+    assert sizes[:4] == [16, 8, 4, 2]
+    assert await world.verdicts() == ["APPLIED", *(f"ISSUED {n}" for n in range(1, 41))]
     await world.audit()
 
 

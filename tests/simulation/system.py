@@ -237,7 +237,7 @@ class Ledger:
     def _read_batch(self, size: int, cursed: Callable[[int], bool]) -> None:
         assert self.position is not None
         for record in self._system.line[self.position : self.position + size]:
-            decoded = wire.decode(record)
+            ((decoded,), _) = wire.decode_all([record])
             known = self._known.get(record.offset)
             if known is not None:
                 decoded = decide.park_known(decoded, known.reason, known.message)

@@ -94,7 +94,8 @@ class DecideMachine(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         batch, self.waiting = self.waiting, []
-        decision = self.decide(self.tables.state(), [wire.decode(record) for record in batch])
+        decoded, _ = wire.decode_all(batch)
+        decision = self.decide(self.tables.state(), decoded)
         self.tables.store(decision)
         for record, verdict in zip(batch, decision.verdicts, strict=True):
             self.compare(record, verdict)

@@ -126,7 +126,7 @@ class World:
             kafka.Record(record.offset, record.timestamp_ms, record.key, record.value, record.headers)
             for record in line
         ]
-        records = [wire.decode(record) for record in theirs]
+        records, _ = wire.decode_all(theirs)
         foreign = frozenset(
             record.coupon_id
             for record in records
