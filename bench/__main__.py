@@ -38,7 +38,7 @@ SCENARIOS: Mapping[str, tuple[Scenario, int]] = {
     "batch": (batches.scenario, 170),
     "rush": (rush.scenario, 45),
     "ledger": (backlog.scenario, 140),
-    "growth": (growth.scenario, 215),
+    "growth": (growth.scenario, 240),
     "faults": (faults.scenario, 160),
 }
 """Name → what runs, and about how many seconds it takes."""

@@ -1,15 +1,19 @@
-"""The batch path while the table grows: rows of other coupons are loaded beside, and the same load runs again."""
+"""The batch path on a growing table: in a database for each size, rows of other coupons stand beside.
+
+The sizes take turns, as everything does whose ratio counts: loading takes minutes, in which the machine may change.
+"""
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 from bench.batches import BATCH, CALLERS, PROCESSES
 from bench.load import Load
+from bench.results import median_ratio
 from bench.session import Session, settle, settled_per_s
 from bench.systems import Firstcome
 
@@ -32,65 +36,69 @@ _TIME = "2020-01-01 00:00:00+00"
 
 
 async def scenario(session: Session) -> None:
-    """The same number of requests at each size, several times; the median counts."""
-    results, lengths = session.results, session.lengths
-    async with session.firstcome() as ours:
-        rounds = lengths.growth_rounds * len(lengths.growth_rows)
-        await ours.create([f"round-{number}" for number in range(rounds)], STOCK)
-        coupons = itertools.count()
-        loaded, medians = 0, []
-        warm = Load(ours.address, "coupons/round-0", "warm", batch=BATCH // 10, callers=CALLERS, calls=20)
-        await settle(ours, warm)
-        for rows in lengths.growth_rows:
+    """The same load on a table of each size in turn, several times; medians count, of ratios and of speeds."""
+    results, sizes, rounds = session.results, session.lengths.growth_rows, session.lengths.growth_rounds
+    async with AsyncExitStack() as open_:
+        systems = {rows: await open_.enter_async_context(session.firstcome()) for rows in sizes}
+        for rows, ours in systems.items():
             began_s = time.monotonic()
-            await _preload(ours, loaded, rows)
-            loaded = rows
-            session.say(f"  {rows:,} rows, loaded in {time.monotonic() - began_s:.0f} s; running …")
-            speeds = []
-            for _ in range(lengths.growth_rounds):
-                number = next(coupons)
-                size = min(BATCH, lengths.growth_requests // (2 * PROCESSES))
-                load = Load(
-                    ours.address,
-                    f"coupons/round-{number}",
-                    f"user-{number}",
-                    batch=size,
-                    callers=CALLERS,
-                    calls=lengths.growth_requests // size,
-                    scattered=True,
-                    timeout_s=60,
-                )
-                speeds.append(settled_per_s(*await settle(ours, load)))
-            medians.append(statistics.median(speeds))
-            results.put(**{f"settled_per_s_at_{rows}_rows": medians[-1]})
-        results.put(growth_ratio=medians[-1] / medians[0], growth_rows=loaded)
-        results.line("growth", "settled", list(zip(map(float, lengths.growth_rows), medians, strict=True)))
-        await session.check("growth", ours)
+            await ours.create(["warm", *(f"round-{number}" for number in range(rounds))], STOCK)
+            await settle(ours, _load(ours, "warm", session.lengths.growth_requests // 10))
+            await _preload(ours, rows)
+            session.say(f"  {rows:,} rows, loaded in {time.monotonic() - began_s:.0f} s")
+        speeds: dict[int, list[float]] = {rows: [] for rows in sizes}
+        for number in range(rounds):
+            for rows, ours in systems.items():
+                load = _load(ours, f"round-{number}", session.lengths.growth_requests)
+                speeds[rows].append(settled_per_s(*await settle(ours, load)))
+        for rows, ours in systems.items():
+            await session.check(f"growth_{rows}", ours)
+    medians = {rows: statistics.median(speeds[rows]) for rows in sizes}
+    results.put(**{f"settled_per_s_at_{rows}_rows": per_s for rows, per_s in medians.items()})
+    results.put(
+        growth_ratio=median_ratio(speeds[max(sizes)], speeds[min(sizes)]),
+        growth_rounds="/".join(f"{m / n:.2f}" for m, n in zip(speeds[max(sizes)], speeds[min(sizes)], strict=True)),
+    )
+    results.line("growth", "settled", [(float(rows), per_s) for rows, per_s in medians.items()])
 
 
-async def _preload(ours: Firstcome, start: int, end: int) -> None:
-    """Rows `start` to `end` of other coupons, by COPY; then statistics, and no checkpoint left to be made."""
+def _load(ours: Firstcome, coupon_id: str, requests: int) -> Load:
+    size = min(BATCH, requests // (2 * PROCESSES))
+    return Load(
+        ours.address,
+        f"coupons/{coupon_id}",
+        coupon_id,
+        batch=size,
+        callers=CALLERS,
+        calls=requests // size,
+        scattered=True,
+        timeout_s=60,
+    )
+
+
+async def _preload(ours: Firstcome, count: int) -> None:
+    """So many rows of other coupons, by COPY; then statistics, and no checkpoint left to be made."""
     async with ours.database.acquire() as database:
         await database.execute(
             _COUPONS,
             PRELOADED_PARTITION,
             ROWS_A_COUPON,
-            (end - 1) // ROWS_A_COUPON,
+            (count - 1) // ROWS_A_COUPON,
         )
         await database.copy_to_table(
-            "user_coupon", source=_rows(start, end), columns=_COLUMNS, format="text", timeout=COPY_TIMEOUT_S
+            "user_coupon", source=_rows(count), columns=_COLUMNS, format="text", timeout=COPY_TIMEOUT_S
         )
         await database.execute("VACUUM (ANALYZE, INDEX_CLEANUP OFF) user_coupon", timeout=COPY_TIMEOUT_S)
         await database.execute("CHECKPOINT", timeout=COPY_TIMEOUT_S)
 
 
-async def _rows(start: int, end: int) -> AsyncIterator[bytes]:
+async def _rows(count: int) -> AsyncIterator[bytes]:
     """In the order of the key, which loads fast; the users of the load fall between them."""
     request_id = uuid.uuid4()
-    for first in range(start, end, CHUNK_ROWS):
-        numbers = range(first, min(first + CHUNK_ROWS, end))
+    for first in range(0, count, CHUNK_ROWS):
+        numbers = range(first, min(first + CHUNK_ROWS, count))
         yield "".join(
-            f"{(n - start) * HASHES // (end - start):08x}-{n}\tpreloaded-{n // ROWS_A_COUPON}\t{request_id}\t"
+            f"{n * HASHES // count:08x}-{n}\tpreloaded-{n // ROWS_A_COUPON}\t{request_id}\t"
             f"{n % ROWS_A_COUPON + 1}\t{PRELOADED_PARTITION}\t{n}\t{_TIME}\t{_TIME}\n"
             for n in numbers
         ).encode()

@@ -150,6 +150,8 @@ def _runs(figure: Figures) -> Iterable[str]:
     """What stands behind single figures of the table."""
     if figure.has("unary_slices"):
         yield f"Unary to no-op, slice by slice: {figure('unary_slices')}."
+    if figure.has("growth_rounds"):
+        yield f"Settled at the largest table to the smallest, round by round: {figure('growth_rounds')}."
     if figure.has("raw_insert_runs"):
         yield (
             "The ledger drains its backlog alone, without issuer and dlq, as the rows are inserted raw. "
