@@ -153,9 +153,10 @@ class LedgerStore:
             failpoints.reach("ledger.fenced")
             state = await self._read_state(db, before.partition, records, grants=careful)
             decision = decide(state, records)
-            if not careful and not _KNOWN_AT_ONCE.issuperset(map(type, decision.verdicts)):
+            kinds = set(map(type, decision.verdicts))
+            if not careful and not kinds <= _KNOWN_AT_ONCE:
                 raise _NotAllGranted
-            run = run.after(decision.verdicts)
+            run = run.after(decision.verdicts) if Parked in kinds else replace(run, length=0)
             failpoints.reach("ledger.decided")
             await _write_verdicts(db, before.partition, decision.verdicts)
             failpoints.reach("ledger.verdicts_written")
@@ -185,10 +186,14 @@ class LedgerStore:
     async def _read_state(
         self, db: Connection, partition: int, records: Sequence[LineRecord], *, grants: bool
     ) -> LineState:
-        requests = [r for r in records if isinstance(r, IssueRequest)]
-        changes = [r for r in records if isinstance(r, ChangeRequest)]
-        redrives = [r.redrive.original for r in requests if r.redrive is not None]
-        asked = {r.coupon_id for r in requests} | {r.coupon_id for r in changes}
+        requests = [r for r in records if type(r) is IssueRequest]
+        changes = [r for r in records if type(r) is ChangeRequest] if len(requests) < len(records) else []
+        asked = {r.coupon_id for r in changes}
+        redrives = []
+        for _, _, coupon_id, _, _, redrive in requests:
+            asked.add(coupon_id)
+            if redrive is not None:
+                redrives.append(redrive.original)
         coupons = {row["coupon_id"]: to_coupon(row) for row in await db.fetch(_COUPONS, list(asked))} if asked else {}
         foreign = {
             coupon_id
@@ -221,13 +226,23 @@ class LedgerStore:
 
 
 async def _write_verdicts(db: Connection, partition: int, verdicts: Sequence[Verdict]) -> None:
-    issued = [v for v in verdicts if isinstance(v, Issued)]
-    rejected = [v for v in verdicts if isinstance(v, Rejected)]
-    parked = [v for v in verdicts if isinstance(v, Parked)]
-    changed = [v for v in verdicts if isinstance(v, Changed)]
+    issued = [v for v in verdicts if type(v) is Issued]
+    others = verdicts if len(issued) < len(verdicts) else ()  # to look at 16,000 takes its time
+    rejected = [v for v in others if isinstance(v, Rejected)]
+    parked = [v for v in others if isinstance(v, Parked)]
+    changed = [v for v in others if isinstance(v, Changed)]
     if issued:
         rows: list[tuple[Any, ...]] = [
-            (user_id, coupon_id, request_id, sequence, partition, offset, _text(redrive_of), time_us)
+            (
+                user_id,
+                coupon_id,
+                request_id,
+                sequence,
+                partition,
+                offset,
+                None if redrive_of is None else str(redrive_of),
+                time_us,
+            )
             for offset, time_us, coupon_id, user_id, request_id, sequence, redrive_of in issued
         ]
         await _copy(db, "user_coupon", _ISSUED_COLUMNS, rows)
@@ -276,7 +291,7 @@ async def _write_verdicts(db: Connection, partition: int, verdicts: Sequence[Ver
 async def _write_coupons(
     db: Connection, state: LineState, coupons: Sequence[Coupon], verdicts: Sequence[Verdict]
 ) -> None:
-    granted = Counter(v.coupon_id for v in verdicts if isinstance(v, Issued))
+    granted = Counter([v.coupon_id for v in verdicts if type(v) is Issued])
     updated = [c for c in coupons if c.coupon_id in state.coupons]
     created = [c for c in coupons if c.coupon_id not in state.coupons]
     if created:

@@ -214,10 +214,9 @@ class RecordProducer:
         sent: list[tuple[int, asyncio.Future[Any]]] = []
         batch = producer.create_batch()
         count = 0
-        for number, message in enumerate(messages, start=1):
+        for number, (key, value, headers) in enumerate(messages, start=1):
             if number % STEP_MESSAGES == 0:
                 await asyncio.sleep(0)
-            key, value, headers = message
             if type(headers) is not list:  # aiokafka takes nothing else
                 headers = list(headers)
             while batch.append(key=key, value=value, timestamp=None, headers=headers) is None:

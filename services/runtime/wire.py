@@ -176,6 +176,8 @@ def decode_all(records: Iterable[LogRecord]) -> tuple[list[LineRecord], dict[int
     """
     decoded: list[LineRecord] = []
     traces: dict[int, bytes] = {}
+    event = events_pb2.CouponIssueRequestedEvent()  # filled again for each: to make one would cost more
+    coupon_id, key = "", None
     for record in records:
         try:
             offset = record.offset
@@ -192,9 +194,10 @@ def decode_all(records: Iterable[LogRecord]) -> tuple[list[LineRecord], dict[int
                 elif name in _REDRIVE_HEADERS:
                     redriven = True
             if ce_type == _ISSUE_REQUESTED and not redriven and size <= _PLAIN_SIZE_MAX:
-                event = events_pb2.CouponIssueRequestedEvent.FromString(value)
+                event.ParseFromString(value)
                 user_id, request_id = event.user_id, event.request_id
-                coupon_id, key = _coupon(event.coupon_id)
+                if event.coupon_id != coupon_id:
+                    coupon_id, key = _coupon(event.coupon_id)
                 if key is not None and key == record.key and id_match(user_id) and request_id_match(request_id):
                     time_us = record.timestamp * 1000
                     decoded.append(make_issue_request((offset, time_us, coupon_id, user_id, request_id, None)))
