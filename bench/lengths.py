@@ -24,7 +24,7 @@ class Lengths:
     many_coupons: int = 1_000
     many_requests: int = 150_000
     redis_requests: int = 100_000
-    redis_single_requests: int = 10_000
+    redis_single_requests: int = 6_000
     """With a scheduler that stores one row at a time."""
     rush_s: float = 5.0
     rush_batches_per_s: float = 100.0
@@ -35,7 +35,7 @@ class Lengths:
     raw_runs: int = 3
     produce_requests: int = 300_000
     growth_rows: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
-    growth_requests: int = 60_000
+    growth_requests: int = 40_000
     growth_rounds: int = 7
     fault_people: int = 4_000
     fault_stock: int = 2_500
