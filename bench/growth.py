@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 
 from bench.batches import BATCH, CALLERS, PROCESSES
 from bench.load import Load
-from bench.results import median_ratio
+from bench.results import median_ratio, ratios_text
 from bench.session import Session, settle, settled_per_s
 from bench.systems import Firstcome
 
@@ -57,7 +57,8 @@ async def scenario(session: Session) -> None:
     results.put(**{f"settled_per_s_at_{rows}_rows": per_s for rows, per_s in medians.items()})
     results.put(
         growth_ratio=median_ratio(speeds[max(sizes)], speeds[min(sizes)]),
-        growth_rounds="/".join(f"{m / n:.2f}" for m, n in zip(speeds[max(sizes)], speeds[min(sizes)], strict=True)),
+        growth_rounds=ratios_text(speeds[max(sizes)], speeds[min(sizes)]),
+        growth_rows=max(sizes),
     )
     results.line("growth", "settled", [(float(rows), per_s) for rows, per_s in medians.items()])
 

@@ -51,6 +51,11 @@ class Results:
         (folder / "series.json").write_text(json.dumps(rest) + "\n")
 
 
+def ratios_text(ours: Sequence[float], limit: Sequence[float]) -> str:
+    """The ratios of slices that were measured one after the other, each for itself."""
+    return "/".join(f"{mine / its:.2f}" for mine, its in zip(ours, limit, strict=True))
+
+
 def median_ratio(ours: Sequence[float], limit: Sequence[float]) -> float:
     """The median of the ratios of slices that were measured one after the other."""
     return statistics.median(mine / its for mine, its in zip(ours, limit, strict=True))

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 
 from bench.callers import Told, run
 from bench.load import Load
-from bench.results import median_ratio
+from bench.results import median_ratio, ratios_text
 from bench.session import Session, Usage, program
 from bench.systems import Firstcome, System, tracing
 from stack import ServiceProcess, free_port
@@ -81,7 +81,7 @@ async def scenario(session: Session) -> None:
         cached_refusing_ratio=median_ratio(per_s["cached"], per_s["noop_refusing"]),
         telemetry_ratio=median_ratio(per_s["unary"], per_s["telemetry_off"]),
         baseline_unary_ratio=median_ratio(per_s["unary"], per_s["baseline_unary"]),
-        unary_slices="/".join(f"{m / n:.2f}" for m, n in zip(per_s["unary"], per_s["noop"], strict=True)),
+        unary_slices=ratios_text(per_s["unary"], per_s["noop"]),
     )
 
 

@@ -233,16 +233,7 @@ async def _write_verdicts(db: Connection, partition: int, verdicts: Sequence[Ver
     changed = [v for v in others if isinstance(v, Changed)]
     if issued:
         rows: list[tuple[Any, ...]] = [
-            (
-                user_id,
-                coupon_id,
-                request_id,
-                sequence,
-                partition,
-                offset,
-                None if redrive_of is None else str(redrive_of),
-                time_us,
-            )
+            (user_id, coupon_id, request_id, sequence, partition, offset, _text(redrive_of), time_us)
             for offset, time_us, coupon_id, user_id, request_id, sequence, redrive_of in issued
         ]
         await _copy(db, "user_coupon", _ISSUED_COLUMNS, rows)
