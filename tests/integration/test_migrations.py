@@ -393,6 +393,10 @@ async def create_topic(stack: Stack, name: str, partitions: int, wanted: Mapping
     try:
         response = await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=dict(wanted))])
         assert [error[1] for error in response.topic_errors] == [0]
+        deadline = soon()
+        while name not in await admin.list_topics():  # the broker hears of it from the controller a moment later
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
     finally:
         await admin.close()
 
