@@ -1,91 +1,99 @@
-"""Several gRPC servers on one port.
+"""A server of grpc.aio that takes up all calls that have come in one turn of the event loop.
 
-A server of grpc.aio takes up one new call a turn of the event loop, however many have come: under load that, and not
-what a call costs, is how fast calls come in. The kernel shares the connections among the servers of a port, and each
-takes up the calls of its own.
+grpc's own asks its core for one call, learns of it by way of a thread, and asks for the next some turns later. Under
+load that, and not what a call costs, is how fast calls come in, and where the slowest wait (docs/decisions/0018).
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
-from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Any, TypeVar
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Self
 
 import grpc
+from grpc._cython import cygrpc
+from grpc.aio import _server
 
-from services.runtime.health import bind, port_taken
-
-SERVERS = 4
-Servicer = TypeVar("Servicer")
+CALLS_A_TURN = 32
+"""How many are asked for at once. To take them up needs a few milliseconds, and other tasks wait meanwhile."""
 
 
-class Servers:
-    """They serve the same, begin and end together."""
+def make_server(
+    interceptors: Sequence[grpc.aio.ServerInterceptor],
+    options: Sequence[tuple[str, Any]],
+    *,
+    concurrent_calls_max: int,
+    apart: Collection[str],
+) -> grpc.aio.Server:
+    """As `grpc.aio.server`, for this event loop.
 
+    `concurrent_calls_max`: beyond it grpc answers without details. `apart`: methods whose calls wait apart from all
+    others to be taken up, so that a rush of them holds up nothing else.
+    """
+    server: Any = _Server(interceptors, options, concurrent_calls_max, apart)
+    made: grpc.aio.Server = server
+    return made
+
+
+class _Server(_server.Server):
     def __init__(
         self,
         interceptors: Sequence[grpc.aio.ServerInterceptor],
         options: Sequence[tuple[str, Any]],
-        *,
         concurrent_calls_max: int,
-        apart: Container[str],
+        apart: Collection[str],
     ) -> None:
-        """`concurrent_calls_max`: of each, beyond which grpc answers without details. `apart`: see _queue_apart."""
-        self._servers = [
-            grpc.aio.server(
-                interceptors=interceptors,
-                options=[*options, ("grpc.so_reuseport", 1)],
-                maximum_concurrent_rpcs=concurrent_calls_max,
-            )
-            for _ in range(SERVERS)
-        ]
-        for server in self._servers:
-            _queue_apart(server, apart)
+        self._loop = asyncio.get_running_loop()
+        self._server = _Accepting(self._loop, None, (), tuple(interceptors), tuple(options), concurrent_calls_max)
+        self._apart = apart
 
-    def add(self, register: Callable[[Servicer, grpc.aio.Server], None], servicer: Servicer) -> None:
-        """`register`: as the generated add_…_to_server."""
-        for server in self._servers:
-            register(servicer, server)
-
-    async def start(self, listen: str, credentials: grpc.ServerCredentials | None) -> None:
-        """Serve on host:port, without credentials in plain text. Raises OSError with a sentence if that is taken."""
-        _check_free(listen)
-        first, *others = self._servers
-        port = bind(first, listen, credentials)
-        for server in others:
-            bind(server, f"{listen.rpartition(':')[0]}:{port}", credentials)
-        for server in self._servers:
-            await server.start()
-
-    async def stop(self, grace_s: float) -> None:
-        """Take no more calls, and cut off those that are still under way after the time."""
-        await asyncio.gather(*(server.stop(grace=grace_s) for server in self._servers))
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
+        """By default each method has a queue of its own, and all of them are waited for anew with every call."""
+        few = {name: one for name, one in method_handlers.items() if f"/{service_name}/{name}" in self._apart}
+        super().add_registered_method_handlers(service_name, few)
 
 
-def _check_free(listen: str) -> None:
-    """Raises OSError if somebody listens there. The kernel would let us join another process on its port."""
-    host, _, port = listen.rpartition(":")
-    for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
-        try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-        except OSError as error:  # of another kind: an address family that this machine has not got
-            if error.errno == errno.EADDRINUSE:
-                raise port_taken(listen) from error
+class _Accepting(cygrpc.AioServer):  # type: ignore[misc]
+    """Has asked for more calls of each queue than grpc's loop waits for."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._asked: dict[bytes | None, deque[_Asked]] = defaultdict(deque)
+
+    def _make_request_call_future(self, method: bytes | None) -> asyncio.Future[Any]:
+        """What grpc's loop is to wait for next: the call that was asked for first. It may have come already."""
+        asked = self._asked[method]
+        while len(asked) < CALLS_A_TURN:
+            asked.append(_Asked(super()._make_request_call_future(method), self.is_running))
+        return asked.popleft()
+
+    async def _start_shutting_down(self) -> None:
+        await super()._start_shutting_down()
+        # Calls that have come in the last moment are cut off, like those that the core has not told of.
+        self._asked.clear()
 
 
-def _queue_apart(server: grpc.aio.Server, methods: Container[str]) -> None:
-    """Let calls of these methods wait apart from all others to be looked at: a rush of them holds up nothing else.
+class _Asked(asyncio.Future[Any]):
+    """A call that was asked for. Whoever waits for one that has come goes on at once, not two turns later."""
 
-    By default each method has a queue of its own, and grpc.aio waits for all of them anew with every call.
-    """
-    register = server.add_registered_method_handlers
+    def __init__(self, asking: asyncio.Task[Any], is_running: Callable[[], bool]) -> None:
+        super().__init__(loop=asking.get_loop())
+        self._is_running = is_running
+        asking.add_done_callback(self._take)
 
-    def register_few(service_name: str, method_handlers: Mapping[str, Any]) -> None:
-        few = {name: one for name, one in method_handlers.items() if f"/{service_name}/{name}" in methods}
-        register(service_name, few)
+    def add_done_callback(self, fn: Callable[[Self], object], *, context: Any = None) -> None:
+        # Only in asyncio.wait: at the end they are gathered, and asyncio.gather must not be called back at once.
+        if self.done() and self._is_running():
+            fn(self)
+        else:
+            super().add_done_callback(fn, context=context)
 
-    server.add_registered_method_handlers = register_few  # type: ignore[method-assign]
+    def _take(self, asking: asyncio.Task[Any]) -> None:
+        if asking.cancelled():
+            self.cancel()
+        elif (error := asking.exception()) is None and not self.done():
+            self.set_result(asking.result())
+        elif error is not None and not self.done():
+            self.set_exception(error)
+            self.exception()  # at the end nobody asks for it, which is no error

@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -17,11 +17,11 @@ from grpc_status import rpc_status
 
 from services.domain.model import is_request_id, printable
 from services.runtime import auth, metrics, telemetry, tls, trace_context
-from services.runtime.accepting import Servers
+from services.runtime.accepting import make_server
 from services.runtime.auth import LOCAL, METHODS, Callers, Role, caller_name, need_role, set_caller
 from services.runtime.config import Access, ConfigError, is_loopback
 from services.runtime.garbage import collect_in_portions
-from services.runtime.health import Health
+from services.runtime.health import Health, bind
 from services.runtime.kafka import KafkaAway
 from services.runtime.log import Seldom, get_logger
 from services.runtime.postgres import DatabaseAway
@@ -34,6 +34,9 @@ seldom_log = Seldom(__name__)
 
 PACKAGE = "/coupon.v1."
 REQUEST_BYTES_MAX = 4 * 1024 * 1024
+WINDOW_BYTES = 1024 * 1024
+"""How much of a request may be on its way. By default grpc finds that out by a ping for what comes, again and again: a
+twentieth of what a small call costs, callers included."""
 CONNECTION_AGE_MS_MAX = 300_000
 """After it clients connect anew, and so find servers that came later."""
 CONNECTION_AGE_GRACE_MS = 60_000
@@ -41,7 +44,7 @@ SERVER_HEADROOM_CALLS = 1_000
 """How far grpc's own limit, which answers without details, stays above ours."""
 PENDING_CALLS_MAX = 20_000
 """Calls that have come and are not yet looked at. By default grpc cuts some off above 1,000, all above 3,000, as if the
-client had cancelled them: a rush of waiting calls comes faster than that. Of each of the port's servers."""
+client had cancelled them: a rush of waiting calls comes faster than that."""
 RESOURCE_BYTES_MAX = 256
 ISSUING = frozenset({"/coupon.v1.IssuerService/IssueCoupon", "/coupon.v1.IssuerService/BatchIssueCoupons"})
 """Whose requests are counted one by one; those that are answered, by the methods themselves."""
@@ -50,6 +53,8 @@ TOO_LATE = grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed before th
 DRAIN_LOOK_S = 0.05
 ANSWER_FLUSH_S = 1.0
 """How long answers may still be on their way when the last call of the contract has ended."""
+
+Servicer = TypeVar("Servicer")
 
 
 class GrpcServer:
@@ -68,9 +73,12 @@ class GrpcServer:
             self._certificate = Reloaded("certificate", files.paths, lambda: tls.load(files))
         rates = CallerRates(self._access.rate_per_s, self._access.rate_burst) if self._access.rate_per_s else None
         self.boundary = Boundary(concurrent_calls_max, callers=self._callers, rates=rates)
-        self._servers = Servers(
+        self._server = make_server(
             [self.boundary],
             [
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
                 ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
                 ("grpc.max_connection_age_ms", CONNECTION_AGE_MS_MAX),
                 ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE_MS),
@@ -80,7 +88,10 @@ class GrpcServer:
             concurrent_calls_max=concurrent_calls_max + SERVER_HEADROOM_CALLS,
             apart=ISSUING,
         )
-        self.add = self._servers.add
+
+    def add(self, register: Callable[[Servicer, grpc.aio.Server], None], servicer: Servicer) -> None:
+        """`register`: as the generated add_…_to_server."""
+        register(servicer, self._server)
 
     async def start(self, listen: str, services: Sequence[str]) -> None:
         """Serve; `services` are the full names that reflection and health speak of. Raises OSError."""
@@ -90,7 +101,8 @@ class GrpcServer:
         if self._callers is None and not is_loopback(listen):
             raise ConfigError(f"without authentication only a loopback address may be served, not {listen}")
         secure = tls.credentials(files, certificate) if files is not None and certificate is not None else None
-        await self._servers.start(listen, secure)
+        bind(self._server, listen, secure)
+        await self._server.start()
         self._beside = [asyncio.create_task(self._watch_files()), asyncio.create_task(collect_in_portions())]
         if self._callers is None:
             log.warning("authentication_off", listen=listen)
@@ -105,11 +117,11 @@ class GrpcServer:
         """
         for task in self._beside:
             task.cancel()
-        stopping = asyncio.ensure_future(self._servers.stop(drain_timeout_s))
+        stopping = asyncio.ensure_future(self._server.stop(drain_timeout_s))
         await asyncio.sleep(DRAIN_LOOK_S)
         while self.boundary.calls_in_flight and not stopping.done():  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_LOOK_S)
-        await self._servers.stop(min(ANSWER_FLUSH_S, drain_timeout_s))
+        await self._server.stop(min(ANSWER_FLUSH_S, drain_timeout_s))
         await stopping
 
     def observe(self) -> None:

@@ -50,13 +50,8 @@ def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentia
     """
     try:
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise port_taken(listen) from error
+    except RuntimeError:
+        port = 0
     if port == 0:
-        raise port_taken(listen)
+        raise OSError(f"can't listen on {listen}: is the port taken?")
     return port
-
-
-def port_taken(listen: str) -> OSError:
-    """What is raised where nobody can listen on that host:port."""
-    return OSError(f"can't listen on {listen}: is the port taken?")

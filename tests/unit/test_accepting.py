@@ -1,0 +1,129 @@
+"""How calls are taken up, by a real server and a client process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from coupon.v1 import issuer_pb2, issuer_pb2_grpc
+
+from services.runtime.accepting import CALLS_A_TURN, make_server
+
+CALLS = 3 * CALLS_A_TURN
+ISSUE = "/coupon.v1.IssuerService/IssueCoupon"
+_ARRIVED_S = 0.5
+_CLIENT = """
+import asyncio, grpc, sys
+
+async def main():
+    async with grpc.aio.insecure_channel(sys.argv[1]) as channel:
+        await channel.channel_ready()
+        issue = channel.unary_unary("/coupon.v1.IssuerService/IssueCoupon")
+        print("ready", flush=True)
+        sys.stdin.readline()
+        calls = [issue(b"", timeout=20) for _ in range(int(sys.argv[2]))]
+        print(*[(await call.code()).name for call in calls], flush=True)
+
+asyncio.run(main())
+"""
+
+
+class Turns(grpc.aio.ServerInterceptor):
+    """In which turn of the event loop each call was taken up."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self.taken_up: list[int] = []
+        self._counting = asyncio.create_task(self._count())
+
+    async def _count(self) -> None:
+        while True:
+            self.turn += 1
+            await asyncio.sleep(0)
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        self.taken_up.append(self.turn)
+        return await continuation(details)
+
+    def stop(self) -> None:
+        self._counting.cancel()
+
+
+class Answering(issuer_pb2_grpc.IssuerServiceServicer):
+    async def IssueCoupon(self, request: Any, context: Any) -> issuer_pb2.Issuance:  # noqa: N802
+        await asyncio.sleep(0.05)
+        return issuer_pb2.Issuance()
+
+
+class Client:
+    """Calls from another process, by one connection."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._tell, self._told = process.stdin, process.stdout
+
+    async def call(self) -> None:
+        """All at once; they have arrived when this returns, and the event loop has seen none of them."""
+        assert await self._told.readline() == b"ready\n"
+        self._tell.write(b"\n")
+        await self._tell.drain()
+        time.sleep(_ARRIVED_S)  # noqa: ASYNC251
+
+    async def codes(self) -> Counter[str]:
+        return Counter((await self._told.readline()).decode().split())
+
+
+@contextlib.asynccontextmanager
+async def serving() -> AsyncIterator[tuple[grpc.aio.Server, Turns, Client]]:
+    turns = Turns()
+    options = [("grpc.so_reuseport", 0)]
+    server = make_server([turns], options, concurrent_calls_max=1_000, apart=frozenset({ISSUE}))
+    issuer_pb2_grpc.add_IssuerServiceServicer_to_server(Answering(), server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _CLIENT, address, str(CALLS), stdin=pipe, stdout=pipe
+    )
+    try:
+        yield server, turns, Client(process)
+    finally:
+        await server.stop(None)
+        turns.stop()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def test_calls_that_have_come_are_taken_up_in_one_turn() -> None:
+    async with serving() as (_, turns, client):
+        await client.call()
+        assert await client.codes() == {"OK": CALLS}
+        assert max(Counter(turns.taken_up).values()) >= CALLS_A_TURN / 2
+
+
+@pytest.mark.parametrize("turns_before", [0, 3, 20, 60])
+async def test_a_stop_meanwhile_ends_soon_and_in_silence(turns_before: int, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as (server, turns, client):
+        await client.call()
+        for _ in range(turns_before):
+            await asyncio.sleep(0)
+        await asyncio.wait_for(server.stop(20), timeout=10)
+        codes = await client.codes()
+        # Who was taken up is answered; to the others it is as if the server had stopped before they called.
+        assert codes["OK"] == len(turns.taken_up)
+        assert codes["OK"] + codes["CANCELLED"] == CALLS
+    gc.collect()
+    await asyncio.sleep(0)
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
