@@ -60,8 +60,8 @@ async def ensure_topics(
     `partitions` and `replication` concern new topics only. Waits for Kafka up to `deadline` (of time.monotonic()).
     Raises MigrationError, also where an existing topic's settings would break a promise.
     """
-    created = await until(deadline, lambda: _create_missing(bootstrap, topics, partitions, replication))
-    patience = max(deadline, time.monotonic() + PROPAGATION_TIMEOUT_S) if created else deadline
+    missing, created = await until(deadline, lambda: _create_missing(bootstrap, topics, partitions, replication))
+    patience = max(deadline, time.monotonic() + PROPAGATION_TIMEOUT_S) if missing else deadline
     created_at = time.monotonic()
 
     async def check() -> int:
@@ -70,7 +70,7 @@ async def ensure_topics(
         except KafkaAway as error:
             raise NotYet(f"Kafka cannot be reached: {error}.") from error
         except WrongTopics as error:
-            if created and time.monotonic() < created_at + PROPAGATION_TIMEOUT_S:
+            if missing and time.monotonic() < created_at + PROPAGATION_TIMEOUT_S:
                 raise NotYet(f"{error}.") from error
             raise MigrationError(f"{error}.") from error
 
@@ -78,7 +78,8 @@ async def ensure_topics(
     return created
 
 
-async def _create_missing(bootstrap: str, topics: Topics, partitions: int, replication: int) -> list[str]:
+async def _create_missing(bootstrap: str, topics: Topics, partitions: int, replication: int) -> tuple[int, list[str]]:
+    """How many were missing, and those of them that this call has made, not another command at the same time."""
     admin = AIOKafkaAdminClient(
         bootstrap_servers=bootstrap, request_timeout_ms=REQUEST_TIMEOUT_MS, **kafka_security.arguments()
     )
@@ -88,7 +89,7 @@ async def _create_missing(bootstrap: str, topics: Topics, partitions: int, repli
             present = set(await admin.list_topics())
             missing = {name: wanted for name, wanted in settings(topics, replication).items() if name not in present}
             if not missing:
-                return []
+                return 0, []
             response = await admin.create_topics(
                 [NewTopic(name, partitions, replication, topic_configs=wanted) for name, wanted in missing.items()],
                 timeout_ms=REQUEST_TIMEOUT_MS,
@@ -98,7 +99,8 @@ async def _create_missing(bootstrap: str, topics: Topics, partitions: int, repli
         raise NotYet(f"Kafka cannot be reached: {type(error).__name__}: {error}.") from error
     finally:
         await admin.close()
-    return [name for name, code, message, *_ in response.topic_errors if _is_new(name, code, message, replication)]
+    told = response.topic_errors
+    return len(missing), [name for name, code, message, *_ in told if _is_new(name, code, message, replication)]
 
 
 def _is_new(name: str, code: int, message: str | None, replication: int) -> bool:

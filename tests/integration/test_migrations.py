@@ -318,6 +318,24 @@ async def test_an_existing_topic_is_left_as_it_is(stack: Stack, empty_topic_pref
     assert (await topic_settings(stack, [names.outcomes]))[names.outcomes]["retention.ms"] == "12345"
 
 
+async def test_topics_that_another_command_makes_meanwhile_are_waited_for(
+    stack: Stack, empty_topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Topics(empty_topic_prefix)
+    for name, wanted in settings(names, 1).items():
+        await create_topic(stack, name, 4, wanted)
+    list_topics, looks = AIOKafkaAdminClient.list_topics, []
+
+    async def list_late(admin: AIOKafkaAdminClient) -> list[str]:
+        """As from a broker that has not heard of them yet: before they are made, and when they are checked."""
+        looks.append(admin)
+        return [] if len(looks) <= 2 else list(await list_topics(admin))
+
+    monkeypatch.setattr(AIOKafkaAdminClient, "list_topics", list_late)
+    assert await ensure_topics(stack.kafka_bootstrap, names, partitions=4, replication=1, deadline=soon()) == []
+    assert len(looks) == 3
+
+
 async def test_an_existing_topic_with_wrong_settings_is_refused_with_what_to_change(
     stack: Stack, empty_database: str, empty_topic_prefix: str
 ) -> None:
