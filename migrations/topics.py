@@ -15,6 +15,7 @@ from services.runtime.kafka import (
     DLQ_ALLOWANCE_BYTES,
     LINE_MESSAGE_BYTES_MAX,
     KafkaAway,
+    MissingTopics,
     Topics,
     WrongTopics,
     check_topics,
@@ -60,9 +61,8 @@ async def ensure_topics(
     `partitions` and `replication` concern new topics only. Waits for Kafka up to `deadline` (of time.monotonic()).
     Raises MigrationError, also where an existing topic's settings would break a promise.
     """
-    missing, created = await until(deadline, lambda: _create_missing(bootstrap, topics, partitions, replication))
-    patience = max(deadline, time.monotonic() + PROPAGATION_TIMEOUT_S) if missing else deadline
-    created_at = time.monotonic()
+    created = await until(deadline, lambda: _create_missing(bootstrap, topics, partitions, replication))
+    patient_until = time.monotonic() + PROPAGATION_TIMEOUT_S
 
     async def check() -> int:
         try:
@@ -70,16 +70,16 @@ async def ensure_topics(
         except KafkaAway as error:
             raise NotYet(f"Kafka cannot be reached: {error}.") from error
         except WrongTopics as error:
-            if missing and time.monotonic() < created_at + PROPAGATION_TIMEOUT_S:
+            # A topic that is missing was made by another command a moment ago.
+            if (created or isinstance(error, MissingTopics)) and time.monotonic() < patient_until:
                 raise NotYet(f"{error}.") from error
             raise MigrationError(f"{error}.") from error
 
-    await until(patience, check)
+    await until(max(deadline, patient_until), check)
     return created
 
 
-async def _create_missing(bootstrap: str, topics: Topics, partitions: int, replication: int) -> tuple[int, list[str]]:
-    """How many were missing, and those of them that this call has made, not another command at the same time."""
+async def _create_missing(bootstrap: str, topics: Topics, partitions: int, replication: int) -> list[str]:
     admin = AIOKafkaAdminClient(
         bootstrap_servers=bootstrap, request_timeout_ms=REQUEST_TIMEOUT_MS, **kafka_security.arguments()
     )
@@ -89,7 +89,7 @@ async def _create_missing(bootstrap: str, topics: Topics, partitions: int, repli
             present = set(await admin.list_topics())
             missing = {name: wanted for name, wanted in settings(topics, replication).items() if name not in present}
             if not missing:
-                return 0, []
+                return []
             response = await admin.create_topics(
                 [NewTopic(name, partitions, replication, topic_configs=wanted) for name, wanted in missing.items()],
                 timeout_ms=REQUEST_TIMEOUT_MS,
@@ -99,8 +99,7 @@ async def _create_missing(bootstrap: str, topics: Topics, partitions: int, repli
         raise NotYet(f"Kafka cannot be reached: {type(error).__name__}: {error}.") from error
     finally:
         await admin.close()
-    told = response.topic_errors
-    return len(missing), [name for name, code, message, *_ in told if _is_new(name, code, message, replication)]
+    return [name for name, code, message, *_ in response.topic_errors if _is_new(name, code, message, replication)]
 
 
 def _is_new(name: str, code: int, message: str | None, replication: int) -> bool:

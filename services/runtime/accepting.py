@@ -16,7 +16,9 @@ from grpc._cython import cygrpc
 from grpc.aio import _server
 
 CALLS_A_TURN = 32
-"""How many are asked for at once. To take them up needs a few milliseconds, and other tasks wait meanwhile."""
+"""How many of each queue are asked for. To take them up needs a few milliseconds, and other tasks wait meanwhile."""
+_WAIT = "_wait.<locals>._on_completion"
+"""What `asyncio.wait` is called back by."""
 
 
 def make_server(
@@ -65,26 +67,27 @@ class _Accepting(cygrpc.AioServer):  # type: ignore[misc]
         """What grpc's loop is to wait for next: the call that was asked for first. It may have come already."""
         asked = self._asked[method]
         while len(asked) < CALLS_A_TURN:
-            asked.append(_Asked(super()._make_request_call_future(method), self.is_running))
+            asked.append(_Asked(super()._make_request_call_future(method)))
         return asked.popleft()
 
     async def _start_shutting_down(self) -> None:
-        await super()._start_shutting_down()
-        # Calls that have come in the last moment are cut off, like those that the core has not told of.
-        self._asked.clear()
+        try:
+            await super()._start_shutting_down()
+        finally:
+            # Calls that have come in the last moment are cut off, like those that the core has not told of.
+            self._asked.clear()
 
 
 class _Asked(asyncio.Future[Any]):
-    """A call that was asked for. Whoever waits for one that has come goes on at once, not two turns later."""
+    """A call that was asked for. `asyncio.wait` for one that has come goes on at once, not two turns later."""
 
-    def __init__(self, asking: asyncio.Task[Any], is_running: Callable[[], bool]) -> None:
+    def __init__(self, asking: asyncio.Task[Any]) -> None:
         super().__init__(loop=asking.get_loop())
-        self._is_running = is_running
         asking.add_done_callback(self._take)
 
     def add_done_callback(self, fn: Callable[[Self], object], *, context: Any = None) -> None:
-        # Only in asyncio.wait: at the end they are gathered, and asyncio.gather must not be called back at once.
-        if self.done() and self._is_running():
+        # Nobody else: in the end they are gathered, and asyncio.gather would never end if it was called back at once.
+        if self.done() and getattr(fn, "__qualname__", "") == _WAIT:
             fn(self)
         else:
             super().add_done_callback(fn, context=context)

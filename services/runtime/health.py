@@ -49,9 +49,6 @@ def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentia
     Raises OSError with a sentence if the port is taken.
     """
     try:
-        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
-    except RuntimeError:
-        port = 0
-    if port == 0:
-        raise OSError(f"can't listen on {listen}: is the port taken?")
-    return port
+        return server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise OSError(f"can't listen on {listen}: is the port taken?") from error

@@ -1,4 +1,4 @@
-"""How calls are taken up, by a real server and a client process of its own."""
+"""How calls are taken up, by a real server, and a client process of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.runtime.accepting import CALLS_A_TURN, make_server
 
 CALLS = 3 * CALLS_A_TURN
 ISSUE = "/coupon.v1.IssuerService/IssueCoupon"
-_ARRIVED_S = 0.5
+_ARRIVED_S = 1.0
 _CLIENT = """
 import asyncio, grpc, sys
 
@@ -121,9 +121,56 @@ async def test_a_stop_meanwhile_ends_soon_and_in_silence(turns_before: int, capl
             await asyncio.sleep(0)
         await asyncio.wait_for(server.stop(20), timeout=10)
         codes = await client.codes()
-        # Who was taken up is answered; to the others it is as if the server had stopped before they called.
         assert codes["OK"] == len(turns.taken_up)
-        assert codes["OK"] + codes["CANCELLED"] == CALLS
+        assert codes["OK"] + codes["CANCELLED"] + codes["UNAVAILABLE"] == CALLS
     gc.collect()
     await asyncio.sleep(0)
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+_DYING = """
+import asyncio, sys, time, grpc, uvloop
+from services.runtime.accepting import make_server
+
+async def main():
+    server = make_server([], [("grpc.so_reuseport", 0)], concurrent_calls_max=1_000, apart=())
+    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    await server.start()
+    await asyncio.to_thread(sys.stdin.readline)
+    print("called", flush=True)
+    time.sleep(float(sys.argv[1]))
+    for _ in range(int(sys.argv[2])):
+        await asyncio.sleep(0)
+    raise RuntimeError("planted")
+
+uvloop.run(main())
+"""
+
+
+@pytest.mark.parametrize("turns_before", [0, 3, 20])
+async def test_a_process_that_dies_meanwhile_does_end(turns_before: int) -> None:
+    pipe = asyncio.subprocess.PIPE
+    dying = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _DYING, str(_ARRIVED_S), str(turns_before), stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    assert dying.stdout is not None
+    address = f"127.0.0.1:{int(await dying.stdout.readline())}"
+    calling = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _CLIENT, address, str(CALLS), stdin=pipe, stdout=pipe
+    )
+    try:
+        assert dying.stdin is not None
+        assert calling.stdin is not None
+        assert calling.stdout is not None
+        assert await calling.stdout.readline() == b"ready\n"
+        dying.stdin.write(b"\n")
+        assert await dying.stdout.readline() == b"called\n"
+        calling.stdin.write(b"\n")
+        _, said = await asyncio.wait_for(dying.communicate(), timeout=15)
+        assert dying.returncode == 1
+        assert b"RuntimeError: planted" in said
+    finally:
+        for process in (dying, calling):
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
