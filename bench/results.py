@@ -53,9 +53,13 @@ class Results:
 
 def ratios_text(ours: Sequence[float], limit: Sequence[float]) -> str:
     """The ratios of slices that were measured one after the other, each for itself."""
-    return "/".join(f"{mine / its:.2f}" for mine, its in zip(ours, limit, strict=True))
+    return "/".join(f"{ratio:.2f}" for ratio in _ratios(ours, limit))
 
 
 def median_ratio(ours: Sequence[float], limit: Sequence[float]) -> float:
     """The median of the ratios of slices that were measured one after the other."""
-    return statistics.median(mine / its for mine, its in zip(ours, limit, strict=True))
+    return statistics.median(_ratios(ours, limit))
+
+
+def _ratios(ours: Sequence[float], limit: Sequence[float]) -> list[float]:
+    return [mine / its for mine, its in zip(ours, limit, strict=True)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import grpc
 from grpc._cython import cygrpc
@@ -33,9 +33,7 @@ def make_server(
     `concurrent_calls_max`: beyond it grpc answers without details. `apart`: methods whose calls wait apart from all
     others to be taken up, so that a rush of them holds up nothing else.
     """
-    server: Any = _Server(interceptors, options, concurrent_calls_max, apart)
-    made: grpc.aio.Server = server
-    return made
+    return cast("grpc.aio.Server", _Server(interceptors, options, concurrent_calls_max, apart))
 
 
 class _Server(_server.Server):
@@ -95,8 +93,12 @@ class _Asked(asyncio.Future[Any]):
     def _take(self, asking: asyncio.Task[Any]) -> None:
         if asking.cancelled():
             self.cancel()
-        elif (error := asking.exception()) is None and not self.done():
+            return
+        error = asking.exception()  # asked for also where nobody waits for the call any more
+        if self.done():
+            return
+        if error is None:
             self.set_result(asking.result())
-        elif error is not None and not self.done():
+        else:
             self.set_exception(error)
             self.exception()  # at the end nobody asks for it, which is no error

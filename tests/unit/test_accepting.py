@@ -34,6 +34,23 @@ async def main():
 
 asyncio.run(main())
 """
+_DYING = """
+import asyncio, sys, time, uvloop
+from services.runtime.accepting import make_server
+
+async def main():
+    server = make_server([], [("grpc.so_reuseport", 0)], concurrent_calls_max=1_000, apart=())
+    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    await server.start()
+    await asyncio.to_thread(sys.stdin.readline)
+    print("called", flush=True)
+    time.sleep(float(sys.argv[1]))
+    for _ in range(int(sys.argv[2])):
+        await asyncio.sleep(0)
+    raise RuntimeError("planted")
+
+uvloop.run(main())
+"""
 
 
 class Turns(grpc.aio.ServerInterceptor):
@@ -73,50 +90,62 @@ class Client:
         assert process.stdout is not None
         self._tell, self._told = process.stdin, process.stdout
 
-    async def call(self) -> None:
-        """All at once; they have arrived when this returns, and the event loop has seen none of them."""
+    async def connected(self) -> None:
         assert await self._told.readline() == b"ready\n"
+
+    async def call(self) -> None:
+        """All at once."""
         self._tell.write(b"\n")
         await self._tell.drain()
-        time.sleep(_ARRIVED_S)  # noqa: ASYNC251
 
     async def codes(self) -> Counter[str]:
         return Counter((await self._told.readline()).decode().split())
 
 
 @contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[tuple[grpc.aio.Server, Turns, Client]]:
+async def running(program: str, *arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, *map(str, arguments), stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def called() -> AsyncIterator[tuple[grpc.aio.Server, Turns, Client]]:
+    """A server to which all calls have come, and whose event loop has seen none of them."""
     turns = Turns()
     options = [("grpc.so_reuseport", 0)]
     server = make_server([turns], options, concurrent_calls_max=1_000, apart=frozenset({ISSUE}))
     issuer_pb2_grpc.add_IssuerServiceServicer_to_server(Answering(), server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _CLIENT, address, str(CALLS), stdin=pipe, stdout=pipe
-    )
-    try:
-        yield server, turns, Client(process)
-    finally:
-        await server.stop(None)
-        turns.stop()
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+    async with running(_CLIENT, address, CALLS) as process:
+        try:
+            client = Client(process)
+            await client.connected()
+            await client.call()
+            time.sleep(_ARRIVED_S)  # noqa: ASYNC251
+            yield server, turns, client
+        finally:
+            await server.stop(None)
+            turns.stop()
 
 
 async def test_calls_that_have_come_are_taken_up_in_one_turn() -> None:
-    async with serving() as (_, turns, client):
-        await client.call()
+    async with called() as (_, turns, client):
         assert await client.codes() == {"OK": CALLS}
         assert max(Counter(turns.taken_up).values()) >= CALLS_A_TURN / 2
 
 
 @pytest.mark.parametrize("turns_before", [0, 3, 20, 60])
 async def test_a_stop_meanwhile_ends_soon_and_in_silence(turns_before: int, caplog: pytest.LogCaptureFixture) -> None:
-    async with serving() as (server, turns, client):
-        await client.call()
+    async with called() as (server, turns, client):
         for _ in range(turns_before):
             await asyncio.sleep(0)
         await asyncio.wait_for(server.stop(20), timeout=10)
@@ -128,49 +157,18 @@ async def test_a_stop_meanwhile_ends_soon_and_in_silence(turns_before: int, capl
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
-_DYING = """
-import asyncio, sys, time, grpc, uvloop
-from services.runtime.accepting import make_server
-
-async def main():
-    server = make_server([], [("grpc.so_reuseport", 0)], concurrent_calls_max=1_000, apart=())
-    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
-    await server.start()
-    await asyncio.to_thread(sys.stdin.readline)
-    print("called", flush=True)
-    time.sleep(float(sys.argv[1]))
-    for _ in range(int(sys.argv[2])):
-        await asyncio.sleep(0)
-    raise RuntimeError("planted")
-
-uvloop.run(main())
-"""
-
-
 @pytest.mark.parametrize("turns_before", [0, 3, 20])
 async def test_a_process_that_dies_meanwhile_does_end(turns_before: int) -> None:
-    pipe = asyncio.subprocess.PIPE
-    dying = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _DYING, str(_ARRIVED_S), str(turns_before), stdin=pipe, stdout=pipe, stderr=pipe
-    )
-    assert dying.stdout is not None
-    address = f"127.0.0.1:{int(await dying.stdout.readline())}"
-    calling = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _CLIENT, address, str(CALLS), stdin=pipe, stdout=pipe
-    )
-    try:
+    async with running(_DYING, _ARRIVED_S, turns_before) as dying:
         assert dying.stdin is not None
-        assert calling.stdin is not None
-        assert calling.stdout is not None
-        assert await calling.stdout.readline() == b"ready\n"
-        dying.stdin.write(b"\n")
-        assert await dying.stdout.readline() == b"called\n"
-        calling.stdin.write(b"\n")
-        _, said = await asyncio.wait_for(dying.communicate(), timeout=15)
-        assert dying.returncode == 1
-        assert b"RuntimeError: planted" in said
-    finally:
-        for process in (dying, calling):
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        assert dying.stdout is not None
+        address = f"127.0.0.1:{int(await dying.stdout.readline())}"
+        async with running(_CLIENT, address, CALLS) as process:
+            client = Client(process)
+            await client.connected()
+            dying.stdin.write(b"\n")
+            assert await dying.stdout.readline() == b"called\n"
+            await client.call()
+            _, said = await asyncio.wait_for(dying.communicate(), timeout=15)
+    assert dying.returncode == 1
+    assert b"RuntimeError: planted" in said
