@@ -47,6 +47,8 @@ FIRST_IDLE_MS = 100
 """The first idle moment after work is short, for behind it the table is told that all is published."""
 GATHER_LEAST_S, GATHER_MOST_S, CROWD_PER_S = 0.01, 0.04, 2_000.0
 """Batches of a partition begin so far apart, by the rate of their records; see docs/decisions/0015."""
+TIMES_TAKEN = 6.0
+"""Of a busy machine's crowd they begin as many times what a transaction takes apart."""
 ANSWER_MS = 5
 """How long to wait, where batches follow each other closely, for what the broker is known to have."""
 
@@ -117,7 +119,9 @@ class PartitionLedger(PartitionWorker):
         self._known: dict[int, wire.DeadLetterRecord] = {}
         self._published_offset = 0
         self._dlq_offset = 0
-        self._gathering = Gathering(least_s=GATHER_LEAST_S, most_s=GATHER_MOST_S, crowd_per_s=CROWD_PER_S)
+        self._gathering = Gathering(
+            least_s=GATHER_LEAST_S, most_s=GATHER_MOST_S, crowd_per_s=CROWD_PER_S, times_taken=TIMES_TAKEN
+        )
         self._filled = False
         """Whether the last batch was as large as one may be."""
 
@@ -227,8 +231,10 @@ class PartitionLedger(PartitionWorker):
                 raise
             self.log.error("books_doubted", error=str(error))
             return await self._settle(position, batch, again=True)
+        took_s = time.monotonic() - began_s
+        self._gathering.took(took_s)
         self.settled_offset = after.next_offset
-        tally.count(verdicts, time.monotonic() - began_s)
+        tally.count(verdicts, took_s)
         if self._known:
             self._known = {offset: found for offset, found in self._known.items() if offset >= after.next_offset}
         return Settled(verdicts, batch.traces, batch.answers, after)

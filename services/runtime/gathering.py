@@ -6,7 +6,12 @@ import asyncio
 import time
 
 BEFORE = 0.75
-"""How much a batch counts beside the one after it: what comes in rounds itself comes unevenly."""
+"""How much a batch counts beside the one after it: what comes in rounds itself comes unevenly, and so does what a batch
+takes."""
+LONGER_MAX = 2.0
+"""How many times as far apart, at most, batches of a crowd begin where each takes long."""
+ENOUGH_CROWDS = 4.0
+"""What comes that many times as fast as a crowd fills its batches anyhow."""
 PAUSE_BATCHES = 5
 """A pause counts as so many batches' time at most: behind it the rate is known again within a few."""
 
@@ -14,13 +19,20 @@ PAUSE_BATCHES = 5
 class Gathering:
     """Keeps batches apart, the further the faster their items come: a crowd shares fewer, larger batches, and so what
     each of them costs beside its items. Who comes after a pause does not wait.
+
+    Where a batch takes long the machine is busy, and a crowd's are kept apart further.
     """
 
-    def __init__(self, *, least_s: float, most_s: float, crowd_per_s: float) -> None:
-        """From `crowd_per_s` items a second on, batches begin `most_s` apart; in proportion below, to `least_s`."""
+    def __init__(self, *, least_s: float, most_s: float, crowd_per_s: float, times_taken: float = 0.0) -> None:
+        """From `crowd_per_s` items a second on, batches begin `most_s` apart; in proportion below, to `least_s`.
+
+        Or `times_taken` times what a batch takes, where that is more, to LONGER_MAX times `most_s`.
+        """
         self._least_s = least_s
         self._most_s = most_s
         self._crowd_per_s = crowd_per_s
+        self._times_taken = times_taken
+        self._takes_s = 0.0
         self._apart_s = 0.0
         self._items = self._items_s = 0.0
         self._began_s = 0.0
@@ -39,5 +51,12 @@ class Gathering:
         self._items = BEFORE * self._items + count
         self._items_s = BEFORE * self._items_s + since_s
         per_s = self._items / self._items_s
-        self._apart_s = min(max(self._most_s * per_s / self._crowd_per_s, self._least_s), self._most_s)
+        crowds = per_s / self._crowd_per_s
+        longer = min(self._times_taken * self._takes_s / self._most_s, LONGER_MAX, ENOUGH_CROWDS / crowds)
+        most_s = self._most_s * max(longer, 1.0)
+        self._apart_s = min(max(most_s * crowds, self._least_s), most_s)
         self._began_s = now_s
+
+    def took(self, seconds: float) -> None:
+        """What a batch has taken."""
+        self._takes_s = BEFORE * self._takes_s + (1 - BEFORE) * seconds

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.runtime.gathering import Gathering
+from services.runtime.gathering import ENOUGH_CROWDS, LONGER_MAX, Gathering
 
 LEAST_S, MOST_S, CROWD_PER_S = 0.01, 0.04, 4_000.0
 
@@ -61,6 +61,34 @@ async def test_the_faster_they_come_the_further_apart_within_limits(clock: Clock
     assert await apart_s(CROWD_PER_S / 2) == pytest.approx(MOST_S / 2, rel=0.01)
     assert await apart_s(CROWD_PER_S) == pytest.approx(MOST_S, rel=0.01)
     assert await apart_s(100 * CROWD_PER_S) == pytest.approx(MOST_S)
+
+
+async def test_a_crowd_waits_longer_where_batches_take_longer_within_limits(clock: Clock) -> None:
+    async def apart_s(per_s: float, takes_s: float) -> float:
+        gathering = Gathering(least_s=LEAST_S, most_s=MOST_S, crowd_per_s=CROWD_PER_S, times_taken=5.0)
+        for _ in range(30):
+            clock.now_s += 0.1
+            gathering.took(takes_s)
+            gathering.begin(round(per_s / 10))
+        return await waited_s(clock, gathering)
+
+    assert await apart_s(CROWD_PER_S, MOST_S / 6) == pytest.approx(MOST_S, rel=0.01)  # an idle machine: as before
+    assert await apart_s(CROWD_PER_S, 1.5 * MOST_S / 5) == pytest.approx(1.5 * MOST_S, rel=0.01)
+    assert await apart_s(CROWD_PER_S / 2, 1.5 * MOST_S / 5) == pytest.approx(0.75 * MOST_S, rel=0.01)
+    assert await apart_s(10, 100 * MOST_S) == pytest.approx(LEAST_S)  # who comes alone pays nothing
+    assert await apart_s(CROWD_PER_S, 100 * MOST_S) == pytest.approx(LONGER_MAX * MOST_S, rel=0.01)
+    # Its batches are large as it is, and take long for that.
+    assert await apart_s(ENOUGH_CROWDS * CROWD_PER_S, 100 * MOST_S) == pytest.approx(MOST_S, rel=0.01)
+
+
+async def test_one_slow_batch_is_soon_forgotten(clock: Clock) -> None:
+    gathering = Gathering(least_s=LEAST_S, most_s=MOST_S, crowd_per_s=CROWD_PER_S, times_taken=5.0)
+    gathering.took(10.0)
+    for _ in range(30):
+        clock.now_s += 0.1
+        gathering.took(MOST_S / 10)
+        gathering.begin(round(CROWD_PER_S / 10))
+    assert await waited_s(clock, gathering) == pytest.approx(MOST_S, rel=0.01)
 
 
 async def test_a_steady_stream_settles_at_its_distance(clock: Clock) -> None:
