@@ -30,8 +30,6 @@ from services.runtime.rpc_errors import Refusal, unavailable
 
 ROUND_LEAST_S, ROUND_MOST_S, CROWD_PER_S = 0.002, 0.015, 1_500.0
 """Rounds begin so far apart, by the rate of the calls in them; see docs/decisions/0015."""
-TIMES_TAKEN = 4.0
-"""Of a busy machine's crowd they begin as many times what a look-up takes apart."""
 ROUND_MAX = 2_000
 WAITING_MAX = 100_000
 """Places that wait for their round, and those of a partition that wait to be sent; more are refused as OVERLOADED."""
@@ -95,9 +93,7 @@ class Entry:
         self._unsettled_max = unsettled_max
         self._gathered: list[Place] = []
         self._rounds: asyncio.Task[None] | None = None
-        self._gathering = Gathering(
-            least_s=ROUND_LEAST_S, most_s=ROUND_MOST_S, crowd_per_s=CROWD_PER_S, times_taken=TIMES_TAKEN
-        )
+        self._gathering = Gathering(least_s=ROUND_LEAST_S, most_s=ROUND_MOST_S, crowd_per_s=CROWD_PER_S)
         self._queued: dict[int, list[Place]] = defaultdict(list)
         self._sending: dict[int, asyncio.Task[None]] = {}
 
@@ -125,9 +121,7 @@ class Entry:
                 places, self._gathered = gathered[:ROUND_MAX], gathered[ROUND_MAX:]
                 if places:
                     self._gathering.begin(len(places))
-                    began_s = time.monotonic()
                     await _tell_after(self._round(places), places)
-                    self._gathering.took(time.monotonic() - began_s)
         finally:
             self._rounds = None
 

@@ -10,7 +10,7 @@ BEFORE = 0.75
 takes."""
 LONGER_MAX = 2.0
 """How many times as far apart, at most, batches of a crowd begin where each takes long."""
-ENOUGH_CROWDS = 4.0
+ENOUGH_CROWDS = 3.0
 """What comes that many times as fast as a crowd fills its batches anyhow."""
 PAUSE_BATCHES = 5
 """A pause counts as so many batches' time at most: behind it the rate is known again within a few."""
