@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -14,8 +15,10 @@ from services.ledger import consumer
 from services.ledger.store import LedgerStore
 from services.runtime import kafka, wire
 from services.runtime.fetching import PartitionLog
+from services.runtime.gathering import Gathering
 from services.runtime.kafka import Message, Record
 from services.runtime.postgres import DatabaseAway
+from tests.conftest import TEST_PARTITIONS
 from tests.integration.ledger_world import (
     COUPON,
     HOME,
@@ -97,6 +100,23 @@ async def test_progress_names_the_last_record_and_all_is_published_at_rest(world
     assert row["next_offset"] == row["published_offset"] == len(line) == 2
     assert (row["last_offset"], row["last_timestamp"]) == (1, line[-1].timestamp_ms)
     assert row["last_checksum"] == line[-1].checksum()
+
+
+async def test_how_long_each_transaction_took_is_known_to_what_keeps_batches_apart(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken_s: list[float] = []
+    monkeypatch.setattr(Gathering, "took", lambda _, seconds: taken_s.append(seconds))
+
+    class Slow(LedgerStore):
+        async def settle(self, *settled: Any) -> Any:
+            await asyncio.sleep(0.05)
+            return await super().settle(*settled)
+
+    batches_of(1, monkeypatch)
+    await world.settle(create(1), issue("ann"), store=Slow(world.engine, world.topics.line, TEST_PARTITIONS))
+    assert len(taken_s) == 2
+    assert min(taken_s) > 0.04
 
 
 async def test_an_empty_partition_is_at_rest_at_its_beginning(world: World) -> None:
