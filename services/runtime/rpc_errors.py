@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import grpc
-from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
@@ -218,15 +217,17 @@ class Refusal(Exception):
     def write(self, status: Status) -> None:
         """The same, into an empty one: of a batch's, each where it stays."""
         row = CATALOGUE[self.reason]
-        status.code = row.code.value[0]
-        status.message = self.message
-        status.details.add().Pack(
-            error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=dict(self.metadata))
-        )
         if row.detail is Detail.PRECONDITION:
-            status.details.append(_precondition(self.reason, self.resource, self.message))
-        elif (detail := self._detail(row.detail)) is not None:
-            status.details.add().Pack(detail)
+            status.CopyFrom(_precondition(self.reason, self.resource, self.message))
+        else:
+            _begin(status, self.reason, self.message)
+            if (detail := self._detail(row.detail)) is not None:
+                status.details.add().Pack(detail)
+        info = error_details_pb2.ErrorInfo()
+        info.reason, info.domain = self.reason, DOMAIN
+        for name, value in self.metadata.items():
+            info.metadata[name] = value
+        status.details[0].value = info.SerializeToString()
 
     def _detail(self, kind: Detail) -> Message | None:
         detail: Message | None = None
@@ -246,13 +247,21 @@ class Refusal(Exception):
         return detail
 
 
+def _begin(status: Status, reason: str, message: str) -> None:
+    """All but the second detail, and what is in the ErrorInfo."""
+    status.code = CATALOGUE[reason].code.value[0]
+    status.message = message
+    status.details.add().Pack(error_details_pb2.ErrorInfo())
+
+
 @lru_cache(maxsize=1_024)
-def _precondition(reason: str, resource: str, message: str) -> Any:
-    """Cached, for after a sell-out all are told the same."""
+def _precondition(reason: str, resource: str, message: str) -> Status:
+    """All but what is in the ErrorInfo. Cached, for after a sell-out all are told the same; to be copied."""
+    status = Status()
+    _begin(status, reason, message)
     violation = error_details_pb2.PreconditionFailure.Violation(type=reason, subject=resource, description=message)
-    packed = Any()
-    packed.Pack(error_details_pb2.PreconditionFailure(violations=[violation]))
-    return packed
+    status.details.add().Pack(error_details_pb2.PreconditionFailure(violations=[violation]))
+    return status
 
 
 _RESOURCE_TYPES = {

@@ -35,17 +35,23 @@ def test_every_error_has_its_info_first_and_then_its_detail(reason: str) -> None
     assert names == ([] if detail is Detail.NONE else [f"google.rpc.{detail.value}"])
 
 
-def test_a_detail_that_many_are_told_is_of_their_own_coupon_and_nobody_can_change_it() -> None:
-    for _ in range(2):
+def test_what_many_are_told_is_of_their_own_request_and_nobody_can_change_it() -> None:
+    for request_id in ("first", "second"):
         for reason in ("SOLD_OUT", "PAUSED"):
             for coupon in ("coupons/x", "coupons/y"):
-                status = Refusal(reason, f"{coupon} {reason}", resource=coupon).status()
+                metadata = {"request_id": f"{request_id} {coupon}", "ticket": "0-1"}
+                status = Refusal(reason, f"{coupon} {reason}", resource=coupon, metadata=metadata).status()
+                assert (status.code, status.message) == (CATALOGUE[reason].code.value[0], f"{coupon} {reason}")
+                info = error_details_pb2.ErrorInfo()
+                assert status.details[0].Unpack(info)
+                assert (info.reason, dict(info.metadata)) == (reason, metadata)
                 told = error_details_pb2.PreconditionFailure()
                 assert status.details[1].Unpack(told)
                 (violation,) = told.violations
                 assert (violation.type, violation.subject) == (reason, coupon)
                 assert violation.description == f"{coupon} {reason}"
-                status.details[1].Clear()
+                for part in (*status.details, status):
+                    part.Clear()
 
 
 def test_what_is_worth_trying_again_says_when() -> None:
