@@ -1,4 +1,4 @@
-"""How calls are taken up, by a real server, and a client process of its own."""
+"""How calls are taken up, by a real server and a client process of its own."""
 
 from __future__ import annotations
 
