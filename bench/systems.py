@@ -247,7 +247,12 @@ async def redis_system(stack: Stack, name: str, logs: Path, *, batch: int) -> As
     for part, port in (("api", api_port), ("scheduler", scheduler_port)):
         log_path = logs / name / f"{part}.log"
         system.processes[part] = ServiceProcess(
-            part, env, log_path=log_path, health_port=port, module=f"baseline.{part}"
+            part,
+            env,
+            log_path=log_path,
+            health_port=port,
+            module=f"baseline.{part}",
+            background=part == "scheduler",
         )
     try:
         await system.redis.flushall()

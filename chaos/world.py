@@ -26,6 +26,7 @@ from chaos.plan import PARTITIONS
 from checker.topics import extents
 from stack import Engine, KafkaCluster, Link, ServiceProcess, Stack, StackError, free_port, migrate
 from stack.ports import HOST
+from stack.services import BACKGROUND
 
 PATIENCE_S = 60.0
 POLL_S = 0.05
@@ -353,6 +354,7 @@ class World:
             log_path=self.folder / f"{name}.log",
             health_port=self._ports[name][1],
             module=f"services.{kind}",
+            background=kind in BACKGROUND,
         )
 
     async def _are_shared(self) -> bool:

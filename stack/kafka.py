@@ -102,6 +102,7 @@ class Kafka(Engine):
             log_path=self.log_path,
             env=_environment(),
             cwd=self._folder,
+            background=True,
         )
 
     def answers(self) -> bool:

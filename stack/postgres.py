@@ -95,6 +95,7 @@ class Postgres(Engine):
             run_as=self._run_as,
             # "Immediate": the one signal by which it ends its own children first, and quickly.
             death_signal=signal.SIGQUIT,
+            background=True,
         )
 
     def answers(self) -> bool:

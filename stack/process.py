@@ -16,6 +16,8 @@ from stack import leftovers
 from stack.errors import StackError
 from stack.identity import descendants
 
+BACKGROUND_NICE: Final = 6
+"""A quarter of the weight of others, where both want a core."""
 _CHILD_PROGRAM: Final = str(Path(__file__).with_name("child.py"))
 _TAIL_LINES_MAX: Final = 25
 _TAIL_BYTES_MAX: Final = 8_192
@@ -99,10 +101,12 @@ def spawn(
     cwd: Path,
     run_as: RunAs | None = None,
     death_signal: int = signal.SIGKILL,
+    background: bool = False,
 ) -> Child:
     """Starts a program whose output is appended to `log_path`.
 
-    It gets `death_signal` from the kernel when this process ends, in whatever way. Raises StackError if it cannot be
+    It gets `death_signal` from the kernel when this process ends, in whatever way. In the `background` it steps back,
+    while the machine is busy, behind whom callers wait for (docs/decisions/0019). Raises StackError if it cannot be
     started at all; a program that starts and fails shows in `Child.returncode` and in the log.
     """
 
@@ -113,7 +117,7 @@ def spawn(
                 [
                     sys.executable, "-I", "-S", _CHILD_PROGRAM, str(os.getpid()),
                     str(run_as.uid if run_as else -1), str(run_as.gid if run_as else -1), str(int(death_signal)),
-                    *command,
+                    str(BACKGROUND_NICE if background else 0), *command,
                 ],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(env), cwd=cwd, start_new_session=True,
             )  # fmt: skip

@@ -74,6 +74,7 @@ class Prometheus(Engine):
             log_path=self.log_path,
             env=environment({}),
             cwd=self._folder,
+            background=True,
         )
 
     def answers(self) -> bool:

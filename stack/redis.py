@@ -36,7 +36,14 @@ class Redis(Engine):
 
     def spawn(self) -> Child:
         command = [str(get_binary_path()), "--bind", ports.HOST, "--port", str(self.port), "--dir", str(self._folder)]
-        return spawn(command, name=self.name, log_path=self.log_path, env={"LC_ALL": "C"}, cwd=self._folder)
+        return spawn(
+            command,
+            name=self.name,
+            log_path=self.log_path,
+            env={"LC_ALL": "C"},
+            cwd=self._folder,
+            background=True,
+        )
 
     def answers(self) -> bool:
         try:

@@ -21,6 +21,8 @@ from stack.ports import HOST, Ports
 from stack.process import Child, spawn, tail
 
 STOP_ORDER: Final = ("issuer", "ledger", "dlq")  # no new requests; then the line is settled; then its failures
+BACKGROUND: Final = ("ledger", "dlq")
+"""What works behind the issuer, which callers wait for."""
 _POLL_S: Final = 0.05
 _KILL_TIMEOUT_S: Final = 10.0
 _HEALTH_TIMEOUT_S: Final = 2.0
@@ -39,14 +41,19 @@ class ServiceProcess:
         health_port: int,
         module: str | None = None,
         root: Path = REPOSITORY,
+        background: bool = False,
     ) -> None:
-        """`env` is added to this process's environment; `module` runs instead of `services.<name>`; `root` has it."""
+        """`env` is added to this process's environment; `module` runs instead of `services.<name>`; `root` has it.
+
+        `background`: see `spawn`.
+        """
         self.name = name
         self.log_path = log_path
         self.health_port = health_port
         self._env = dict(env)
         self._module = module or f"services.{name}"
         self._root = root
+        self._background = background
         self._child: Child | None = None
 
     @property
@@ -79,6 +86,7 @@ class ServiceProcess:
             log_path=self.log_path,
             env=environment(self._env, self._root),
             cwd=self._root,
+            background=self._background,
         )
 
     def wait_ready(self, timeout_s: float = 30) -> None:
@@ -173,7 +181,12 @@ class Services:
                 own["FIRSTCOME_LISTEN"] = f"{HOST}:{main}"
                 self._listens.append((main, name))
             self.processes[name] = ServiceProcess(
-                name, {**shared, **own, **(env or {})}, log_path=log_dir / f"{name}.log", health_port=health, root=root
+                name,
+                {**shared, **own, **(env or {})},
+                log_path=log_dir / f"{name}.log",
+                health_port=health,
+                root=root,
+                background=name in BACKGROUND,
             )
 
     def start(self) -> None:
