@@ -1,29 +1,27 @@
-"""Becomes another program that dies with its parent: `python child.py PARENT_PID UID GID SIGNAL NICE COMMAND...`.
+"""Becomes another program that dies with its parent: `python child.py PARENT_PID UID GID SIGNAL BATCH COMMAND...`.
 
 A program of its own, standard library only, because what it does between fork and exec (change the user, ask the
-kernel for a signal at the parent's death) is not safe in a process with threads. UID -1 means: stay who you are; NICE
-above 0: in the background, so much nicer than others.
+kernel for a signal at the parent's death) is not safe in a process with threads. UID -1 means: stay who you are; BATCH 1: be
+scheduled by SCHED_BATCH.
 """
 
+import contextlib
 import ctypes
-import errno
 import os
 import signal
 import sys
-import time
 
 _PR_SET_PDEATHSIG = 1
-_AUTOGROUP = "/proc/self/autogroup"
-_AUTOGROUP_TRIES, _AUTOGROUP_PAUSE_S = 5, 0.1
 
 
 def main() -> None:
     """Changes the user, arms the signal, then execs. Exit status 127 with a line on stderr if that fails."""
-    parent, uid, gid, death_signal, nice = (int(word) for word in sys.argv[1:6])
+    parent, uid, gid, death_signal, batch = (int(word) for word in sys.argv[1:6])
     command = sys.argv[6:]
     try:
-        if nice > 0:
-            _go_to_background(nice)
+        if batch:
+            with contextlib.suppress(OSError):  # a sandbox may forbid it, and all works without
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # its threads and children inherit it
         if uid >= 0:
             os.setgroups([gid])
             os.setgid(gid)
@@ -40,23 +38,6 @@ def main() -> None:
     except OSError as error:
         print(f"cannot run {command[0]}: {error}", file=sys.stderr, flush=True)
         os._exit(127)
-
-
-def _go_to_background(nice: int) -> None:
-    """Takes less of a busy machine than others, and interrupts none of them when it wakes. Children inherit it."""
-    os.nice(nice)
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    # Where Linux shares the CPU among sessions first, which each of these programs is, niceness is one of the session.
-    for _ in range(_AUTOGROUP_TRIES):
-        try:
-            with open(_AUTOGROUP, "w") as autogroup:
-                autogroup.write(str(nice))
-        except OSError as error:
-            if error.errno != errno.EAGAIN:  # there is none
-                return
-            time.sleep(_AUTOGROUP_PAUSE_S)  # who is not root may say so ten times a second, all together
-        else:
-            return
 
 
 main()

@@ -16,8 +16,6 @@ from stack import leftovers
 from stack.errors import StackError
 from stack.identity import descendants
 
-BACKGROUND_NICE: Final = 6
-"""A quarter of the weight of others, where both want a core."""
 _CHILD_PROGRAM: Final = str(Path(__file__).with_name("child.py"))
 _TAIL_LINES_MAX: Final = 25
 _TAIL_BYTES_MAX: Final = 8_192
@@ -105,9 +103,9 @@ def spawn(
 ) -> Child:
     """Starts a program whose output is appended to `log_path`.
 
-    It gets `death_signal` from the kernel when this process ends, in whatever way. In the `background` it steps back,
-    while the machine is busy, behind whom callers wait for (docs/decisions/0019). Raises StackError if it cannot be
-    started at all; a program that starts and fails shows in `Child.returncode` and in the log.
+    It gets `death_signal` from the kernel when this process ends, in whatever way. In the `background` it interrupts
+    nobody when it wakes on a busy machine (docs/decisions/0019). Raises StackError if it cannot be started at all; a
+    program that starts and fails shows in `Child.returncode` and in the log.
     """
 
     def start() -> subprocess.Popen[bytes]:
@@ -117,7 +115,7 @@ def spawn(
                 [
                     sys.executable, "-I", "-S", _CHILD_PROGRAM, str(os.getpid()),
                     str(run_as.uid if run_as else -1), str(run_as.gid if run_as else -1), str(int(death_signal)),
-                    str(BACKGROUND_NICE if background else 0), *command,
+                    str(int(background)), *command,
                 ],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(env), cwd=cwd, start_new_session=True,
             )  # fmt: skip
