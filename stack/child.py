@@ -1,8 +1,8 @@
 """Becomes another program that dies with its parent: `python child.py PARENT_PID UID GID SIGNAL BATCH COMMAND...`.
 
 A program of its own, standard library only, because what it does between fork and exec (change the user, ask the
-kernel for a signal at the parent's death) is not safe in a process with threads. UID -1 means: stay who you are; BATCH 1: be
-scheduled by SCHED_BATCH.
+kernel for a signal at the parent's death) is not safe in a process with threads. UID -1 means: stay who you are; BATCH
+1: be scheduled by SCHED_BATCH.
 """
 
 import contextlib
