@@ -28,7 +28,7 @@ from services.runtime.kafka import KafkaAway, Message, make_message
 from services.runtime.postgres import DatabaseAway
 from services.runtime.rpc_errors import Refusal, unavailable
 
-ROUND_LEAST_S, ROUND_MOST_S, CROWD_PER_S = 0.002, 0.015, 1_500.0
+ROUND_LEAST_S, ROUND_MOST_S, CROWD_PER_S = 0.002, 0.02, 2_000.0
 """Rounds begin so far apart, by the rate of the calls in them; see docs/decisions/0015."""
 ROUND_MAX = 2_000
 WAITING_MAX = 100_000
