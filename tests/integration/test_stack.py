@@ -254,15 +254,11 @@ def test_all_but_the_issuer_interrupt_nobody_when_they_wake(stack: Stack, tmp_pa
             process.start()
             process.wait_ready()
         pids = {name: process.pid for name, process in services.processes.items()}
-        assert policy(pids["issuer"]) == os.SCHED_OTHER
+        assert os.sched_getscheduler(pids["issuer"]) == os.SCHED_OTHER
         behind = [pids["ledger"], pids["dlq"], stack.kafka.pid, stack.postgres.pid, *descendants(stack.postgres.pid)]
-        assert {policy(pid) for pid in behind} == {os.SCHED_BATCH}
+        assert {os.sched_getscheduler(pid) for pid in behind} == {os.SCHED_BATCH}
     finally:
         services.stop()
-
-
-def policy(pid: int) -> int:
-    return os.sched_getscheduler(pid)
 
 
 def test_a_service_that_ignores_sigterm_is_killed_and_that_is_said(
