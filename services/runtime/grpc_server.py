@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from services.domain.model import is_request_id, printable
@@ -26,6 +25,7 @@ from services.runtime.kafka import KafkaAway
 from services.runtime.log import Seldom, get_logger
 from services.runtime.postgres import DatabaseAway
 from services.runtime.rate import CallerRates
+from services.runtime.reflecting import add_reflection_to_server
 from services.runtime.reload import POLL_INTERVAL_S, Reloaded
 from services.runtime.rpc_errors import CATALOGUE, Refusal, unavailable
 
@@ -96,7 +96,7 @@ class GrpcServer:
     async def start(self, listen: str, services: Sequence[str]) -> None:
         """Serve; `services` are the full names that reflection and health speak of. Raises OSError."""
         self.add(health_pb2_grpc.add_HealthServicer_to_server, self._health.servicer)
-        self.add(reflection.enable_server_reflection, [*services, health.SERVICE_NAME, reflection.SERVICE_NAME])
+        self.add(add_reflection_to_server, [*services, health.SERVICE_NAME])
         files, certificate = self._access.tls, self._certificate
         if self._callers is None and not is_loopback(listen):
             raise ConfigError(f"without authentication only a loopback address may be served, not {listen}")

@@ -62,10 +62,13 @@ async def test_reflection_lists_and_describes(fresh: System) -> None:
                 request(file_containing_symbol="coupon.v1.IssuerService"),
                 request(file_containing_symbol="coupon.v1.Coupon"),
                 request(file_by_filename="coupon/v1/issuer.proto"),
+                request(file_containing_symbol="coupon.v1.IssuerService.IssueCoupon"),  # as ghz asks
+                request(file_containing_symbol="coupon.v1.IssuerService.Nothing"),
             ]
             return [answer async for answer in stub.ServerReflectionInfo(iter(asked), timeout=10)]
 
-        listed, *described = await ask()
+        listed, *described, unknown = await ask()
+        assert unknown.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
         names = {service.name for service in listed.list_services_response.service}
         assert names >= {*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
         files = [
@@ -74,6 +77,7 @@ async def test_reflection_lists_and_describes(fresh: System) -> None:
             for raw in answer.file_descriptor_response.file_descriptor_proto
         ]
         assert {"coupon/v1/issuer.proto", "coupon/v1/coupon.proto"} <= {file.name for file in files}
+        assert [file.name for file in files].count("coupon/v1/issuer.proto") == 3
         (service, *_) = [s for file in files for s in file.service if s.name == "IssuerService"]
         assert {method.name for method in service.method} >= {"IssueCoupon", "BatchIssueCoupons", "GetIssuance"}
 
