@@ -92,6 +92,8 @@ class Entry:
         self._tail = tail
         self._unsettled_max = unsettled_max
         self._gathered: list[Place] = []
+        self._there = 0
+        """Callers of one that are gathered or in a round under way."""
         self._rounds: asyncio.Task[None] | None = None
         self._gathering = Gathering(least_s=ROUND_LEAST_S, most_s=ROUND_MOST_S, crowd_per_s=CROWD_PER_S)
         self._queued: dict[int, list[Place]] = defaultdict(list)
@@ -109,9 +111,14 @@ class Entry:
             return
         place.told = asyncio.get_running_loop().create_future()
         self._gathered.append(place)
+        self._there += 1
+        self._gathering.came(len(self._gathered), self._there)
         if self._rounds is None:
             self._rounds = _of_no_caller(self._run_rounds())
-        await place.told
+        try:
+            await place.told
+        finally:
+            self._there -= 1
 
     async def _run_rounds(self) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 BEFORE = 0.75
@@ -14,13 +15,16 @@ ENOUGH_CROWDS = 3.0
 """From so many times a crowd's rate on batches are full enough as it is, and take long for that: none begins later."""
 PAUSE_BATCHES = 5
 """A pause counts as so many batches' time at most: behind it the rate is known again within a few."""
+REMEMBERED = 0.9
+"""How much of the most that were there at once is still expected one batch later, where fewer are."""
 
 
 class Gathering:
     """Keeps batches apart, the further the faster their items come: a crowd shares fewer, larger batches, and so what
     each of them costs beside its items. Who comes after a pause does not wait.
 
-    Where a batch takes long the machine is busy, and a crowd's are kept apart further.
+    Where a batch takes long the machine is busy, and a crowd's are kept apart further. Where all are here who seem to
+    be there, nobody is waited for.
     """
 
     def __init__(self, *, least_s: float, most_s: float, crowd_per_s: float, times_taken: float = 0.0) -> None:
@@ -36,13 +40,27 @@ class Gathering:
         self._apart_s = 0.0
         self._items = self._items_s = 0.0
         self._began_s = 0.0
+        self._most, self._expected = 0, 0.0
+        self._all_here = asyncio.Event()
 
     async def wait(self) -> bool:
-        """Until the next batch may begin; whether that took any time."""
+        """Until the next batch may begin; whether its time had to be waited for."""
         early_s = self._began_s + self._apart_s - time.monotonic()
         if early_s > 0:
-            await asyncio.sleep(early_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(early_s):
+                    await self._all_here.wait()
+                    early_s = 0.0
         return early_s > 0
+
+    def came(self, waiting: int, there: int) -> None:
+        """So many wait for the next batch now, of so many that are there: those who are in a batch under way as well.
+
+        Callers call again when they are answered: once as many wait as there lately were at once, none is left to come.
+        """
+        self._most = max(self._most, there)
+        if waiting >= self._expected:
+            self._all_here.set()
 
     def begin(self, count: int) -> None:
         """A batch of so many items begins now."""
@@ -56,6 +74,8 @@ class Gathering:
         most_s = self._most_s * max(longer, 1.0)
         self._apart_s = min(max(most_s * crowds, self._least_s), most_s)
         self._began_s = now_s
+        self._most, self._expected = count, max(self._most, REMEMBERED * self._expected)
+        self._all_here.clear()
 
     def took(self, seconds: float) -> None:
         """What a batch has taken."""

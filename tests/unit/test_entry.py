@@ -105,6 +105,23 @@ async def test_a_crowd_goes_in_few_rounds_and_each_gets_its_own_place(world: Wor
     assert all(place.call.user_id.encode() in world.line.appended[0][place.offset] for place, _ in came)
 
 
+async def test_who_is_there_is_who_is_neither_told_nor_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(world.entry._gathering, "came", lambda waiting, there: seen.append((waiting, there)))
+    world.admission.go.clear()
+    in_a_round = [world.come() for _ in range(3)]
+    await eventually(lambda: _is(world.admission.asked == [3]))
+    gathered = [world.come() for _ in range(2)]
+    await asyncio.sleep(0)
+    assert seen == [(1, 1), (2, 2), (3, 3), (1, 4), (2, 5)]
+    in_a_round[0][1].cancel()
+    world.admission.go.set()
+    await asyncio.gather(*(task for _, task in [*in_a_round[1:], *gathered]))
+    _, task = world.come()
+    await task
+    assert seen[-1] == (1, 1)
+
+
 async def test_who_leaves_is_not_looked_up_nor_sent_and_costs_those_behind_no_round(world: World) -> None:
     world.admission.go.clear()
     looked_up = [world.come(wait=True) for _ in range(10)]

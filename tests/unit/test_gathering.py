@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -12,18 +15,25 @@ LEAST_S, MOST_S, CROWD_PER_S = 0.01, 0.04, 4_000.0
 
 
 class Clock:
-    """Time that passes when somebody sleeps, or when a test says so."""
+    """Time that passes when somebody waits in vain, or when a test says so."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now_s = 1_000.0
         self.slept_s = 0.0
-        # Only there: services of other tests share the event loop, and would spin by a sleep that takes no time.
+        # Only there: services of other tests share the event loop, and would spin by a wait that takes no time.
         patch.setattr("services.runtime.gathering.time", SimpleNamespace(monotonic=lambda: self.now_s))
-        patch.setattr("services.runtime.gathering.asyncio", SimpleNamespace(sleep=self._sleep))
+        fake = SimpleNamespace(timeout=self._timeout, Event=asyncio.Event)
+        patch.setattr("services.runtime.gathering.asyncio", fake)
 
-    async def _sleep(self, seconds: float) -> None:
-        self.now_s += seconds
-        self.slept_s += seconds
+    @asynccontextmanager
+    async def _timeout(self, seconds: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(0):
+                yield
+        except TimeoutError:
+            self.now_s += seconds
+            self.slept_s += seconds
+            raise
 
 
 @pytest.fixture
@@ -131,3 +141,41 @@ async def test_batches_that_take_longer_follow_each_other_at_once(clock: Clock) 
         assert await waited_s(clock, gathering) == 0
         gathering.begin(8_000)
         clock.now_s += MOST_S
+
+
+async def test_once_all_are_here_who_lately_were_nobody_is_waited_for(clock: Clock) -> None:
+    gathering = made()
+
+    def come(count: int, under_way: int = 0) -> None:
+        for waiting in range(1, count + 1):
+            gathering.came(waiting, waiting + under_way)
+
+    def begin(count: int) -> None:
+        clock.now_s += 0.001
+        gathering.begin(count)
+
+    come(50)
+    begin(50)
+    come(49)
+    assert await waited_s(clock, gathering) > 0  # for the one who has not come yet
+    begin(49)
+    come(50)
+    assert await waited_s(clock, gathering) == 0
+    begin(50)
+    come(50, under_way=50)  # of twice as many, all here, there or on their way
+    begin(50)
+    come(50)
+    assert await waited_s(clock, gathering) > 0
+
+
+async def test_those_who_have_left_for_good_are_soon_not_expected_any_more(clock: Clock) -> None:
+    gathering = made()
+    gathering.came(200, 200)
+    waited = []
+    for _ in range(40):
+        clock.now_s += 0.001
+        gathering.begin(10)
+        gathering.came(10, 10)
+        waited.append(await waited_s(clock, gathering) > 0)
+    assert waited[0]
+    assert not any(waited[30:])
