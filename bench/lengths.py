@@ -12,7 +12,7 @@ class Lengths:
     slices: int = 5
     slice_s: float = 2.5
     callers: int = 200
-    """As many as keep the machine at work; by 100 a fifth of it is idle while they wait for their round."""
+    """As many as keep the machine at work."""
     few_callers: int = 100
     saturation_s: float = 6.0
     paced_s: float = 8.0

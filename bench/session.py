@@ -129,6 +129,7 @@ class Watch:
     def __init__(self, system: System) -> None:
         self._system = system
         self._looking: asyncio.Task[None] | None = None
+        self._over = False
         self._began_s = 0.0
         self.began_with = 0
         self.settled: Series = []
@@ -145,8 +146,8 @@ class Watch:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._over = True  # not cancelled: a query's connection would be given back while the pool is closed
         if self._looking is not None:
-            self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
 
     async def until_settled(self, count: int | None = None) -> None:
@@ -156,6 +157,8 @@ class Watch:
 
     async def _look(self) -> None:
         for number in itertools.count():
+            if self._over:
+                return
             done = await self._note()
             if number % LOOKS_A_LAG == 0:
                 self.lag.append((time.time() - self._began_s, max(await self._system.accepted() - done, 0)))
