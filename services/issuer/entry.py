@@ -29,7 +29,7 @@ from services.runtime.postgres import DatabaseAway
 from services.runtime.rpc_errors import Refusal, unavailable
 
 ROUND_LEAST_S, ROUND_MOST_S, CROWD_PER_S = 0.002, 0.02, 2_000.0
-"""Rounds begin so far apart, by the rate of the calls in them; see docs/decisions/0015."""
+"""Rounds begin so far apart at most, by the rate of the calls in them; see docs/decisions/0015."""
 ROUND_MAX = 2_000
 WAITING_MAX = 100_000
 """Places that wait for their round, and those of a partition that wait to be sent; more are refused as OVERLOADED."""
@@ -93,7 +93,7 @@ class Entry:
         self._unsettled_max = unsettled_max
         self._gathered: list[Place] = []
         self._there = 0
-        """Callers of one that are gathered or in a round under way."""
+        """Callers of one on their way into the line: gathered, in a round, or behind a broker that is away."""
         self._rounds: asyncio.Task[None] | None = None
         self._gathering = Gathering(least_s=ROUND_LEAST_S, most_s=ROUND_MOST_S, crowd_per_s=CROWD_PER_S)
         self._queued: dict[int, list[Place]] = defaultdict(list)

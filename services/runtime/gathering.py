@@ -23,8 +23,8 @@ class Gathering:
     """Keeps batches apart, the further the faster their items come: a crowd shares fewer, larger batches, and so what
     each of them costs beside its items. Who comes after a pause does not wait.
 
-    Where a batch takes long the machine is busy, and a crowd's are kept apart further. Where all are here who seem to
-    be there, nobody is waited for.
+    Where a batch takes long the machine is busy, and a crowd's are kept apart further. Where whoever gathers says who
+    `came`, none waits for its time once nobody seems to be left to come.
     """
 
     def __init__(self, *, least_s: float, most_s: float, crowd_per_s: float, times_taken: float = 0.0) -> None:
@@ -50,11 +50,12 @@ class Gathering:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(early_s):
                     await self._all_here.wait()
-                    early_s = 0.0
-        return early_s > 0
+        timed = early_s > 0 and not self._all_here.is_set()
+        self._all_here.clear()
+        return timed
 
     def came(self, waiting: int, there: int) -> None:
-        """So many wait for the next batch now, of so many that are there: those who are in a batch under way as well.
+        """So many wait for the next batch now (some may have left again), of so many there are with batches under way.
 
         Callers call again when they are answered: once as many wait as there lately were at once, none is left to come.
         """
@@ -75,7 +76,6 @@ class Gathering:
         self._apart_s = min(max(most_s * crowds, self._least_s), most_s)
         self._began_s = now_s
         self._most, self._expected = count, max(self._most, REMEMBERED * self._expected)
-        self._all_here.clear()
 
     def took(self, seconds: float) -> None:
         """What a batch has taken."""

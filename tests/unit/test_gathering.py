@@ -146,31 +146,45 @@ async def test_batches_that_take_longer_follow_each_other_at_once(clock: Clock) 
 async def test_once_all_are_here_who_lately_were_nobody_is_waited_for(clock: Clock) -> None:
     gathering = made()
 
-    def come(count: int, under_way: int = 0) -> None:
+    async def come(count: int, under_way: int = 0) -> bool:
+        """Whether the next batch had to wait for its time."""
         for waiting in range(1, count + 1):
             gathering.came(waiting, waiting + under_way)
-
-    def begin(count: int) -> None:
+        timed = await waited_s(clock, gathering) > 0
         clock.now_s += 0.001
         gathering.begin(count)
+        return timed
 
-    come(50)
-    begin(50)
-    come(49)
-    assert await waited_s(clock, gathering) > 0  # for the one who has not come yet
-    begin(49)
-    come(50)
-    assert await waited_s(clock, gathering) == 0
-    begin(50)
-    come(50, under_way=50)  # of twice as many, all here, there or on their way
-    begin(50)
-    come(50)
-    assert await waited_s(clock, gathering) > 0
+    assert not await come(50)
+    assert await come(49)  # for the one who has not come yet
+    assert not await come(50)
+    assert not await come(50, under_way=50)
+    assert await come(50)  # for those who were under way
+    assert not await come(100)
+
+
+async def test_the_last_who_comes_ends_the_wait() -> None:
+    gathering = Gathering(least_s=60.0, most_s=60.0, crowd_per_s=CROWD_PER_S)
+    gathering.came(2, 2)
+    await gathering.wait()
+    gathering.begin(2)
+    waiting = asyncio.create_task(gathering.wait())
+    for count in (1, 2):
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        gathering.came(count, count)
+    async with asyncio.timeout(10.0):
+        assert not await waiting
+    gathering.begin(2)
+    with pytest.raises(TimeoutError):  # the next one waits anew
+        async with asyncio.timeout(0.01):
+            await gathering.wait()
 
 
 async def test_those_who_have_left_for_good_are_soon_not_expected_any_more(clock: Clock) -> None:
     gathering = made()
     gathering.came(200, 200)
+    await gathering.wait()
     waited = []
     for _ in range(40):
         clock.now_s += 0.001
