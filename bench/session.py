@@ -156,7 +156,9 @@ class Watch:
         await self._note()
 
     async def _look(self) -> None:
-        for number in itertools.takewhile(lambda _: not self._over, itertools.count()):
+        for number in itertools.count():
+            if self._over:
+                return
             done = await self._note()
             if number % LOOKS_A_LAG == 0:
                 self.lag.append((time.time() - self._began_s, max(await self._system.accepted() - done, 0)))
