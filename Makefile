@@ -39,8 +39,8 @@ chaos: $(VENV)/.ready ## faults in the middle of a rush, and the checker's verdi
 	@$(BIN)/python -m chaos $(ARGS)
 
 .PHONY: up
-up: $(VENV)/.ready ## start everything in the background on the usual ports (KEEP=1: with the data of last time; OBSERVE=1: Prometheus, too)
-	@$(BIN)/python -m stack up
+up: $(VENV)/.ready ## start everything in the background on the usual ports (KEEP=1: with the data of last time; OBSERVE=1: Prometheus, too; ARGS=--free-ports: on others)
+	@$(BIN)/python -m stack up $(ARGS)
 
 .PHONY: down
 down: $(VENV)/.ready ## stop what `make up` started

@@ -15,8 +15,9 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     help_of_up = "start everything in the background (KEEP=1: with the data of the last time)"
     for command in (commands.add_parser("up", help=help_of_up), commands.add_parser("own")):
-        command.add_argument("--kafka-port", type=int, default=up.KAFKA_PORT)
-        command.add_argument("--postgres-port", type=int, default=up.POSTGRES_PORT)
+        command.add_argument("--kafka-port", type=int, help=f"{up.KAFKA_PORT} unless given")
+        command.add_argument("--postgres-port", type=int, help=f"{up.POSTGRES_PORT} unless given")
+        command.add_argument("--free-ports", action="store_true", help="free ports for all that are not given")
         command.add_argument("--keep", action="store_true", default=os.environ.get("KEEP") == "1")
     commands.add_parser("down", help="stop what `up` started")
     commands.add_parser("lock", help="resolve Kafka's jars anew and write kafka.lock")
@@ -29,7 +30,12 @@ def main() -> int:
             print(f"{download.write_lock()} jars locked in {download.LOCK_FILE}")
         else:
             run = up.up if arguments.command == "up" else up.own
-            run(kafka_port=arguments.kafka_port, postgres_port=arguments.postgres_port, keep=arguments.keep)
+            run(
+                kafka_port=arguments.kafka_port,
+                postgres_port=arguments.postgres_port,
+                free_ports=arguments.free_ports,
+                keep=arguments.keep,
+            )
     except StackError as error:
         print(f"stack: {error}", file=sys.stderr)
         return 1

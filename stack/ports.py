@@ -67,5 +67,5 @@ def require_free(port: int, purpose: str) -> None:
         raise StackError(
             f"Port {port} on {HOST}, wanted for {purpose}, is taken. Stop what listens there "
             f"(`ss -ltnp 'sport = :{port}'` names it; `make down` stops an earlier `make up`), "
-            "or choose another port."
+            "or choose other ports: `make up ARGS=--free-ports`."
         )

@@ -1,4 +1,4 @@
-"""`up` and `down`: everything at the documented ports, owned by one background process."""
+"""`up` and `down`: everything at the documented ports, or at free ones, owned by one background process."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from stack.errors import StackError
 from stack.identity import ProcessIdentity, identify, machine
 from stack.local import Stack
 from stack.locations import cache_dir, delete_tree
-from stack.ports import HOST, Ports, require_free
+from stack.ports import HOST, Ports, free_port, require_free
 from stack.process import tail
 from stack.prometheus import NOT_INSTALLED, Prometheus, installed
 from stack.services import Services, environment
@@ -43,17 +43,21 @@ class Owner:
     started_ticks: int
     kafka: str
     postgres: str
+    ports: Ports
     prometheus: str = ""
 
     def alive(self) -> bool:
         return self.machine == machine() and ProcessIdentity(self.pid, self.started_ticks).alive()
 
 
-def up(*, kafka_port: int = KAFKA_PORT, postgres_port: int = POSTGRES_PORT, keep: bool) -> None:
+def up(*, kafka_port: int | None, postgres_port: int | None, free_ports: bool, keep: bool) -> None:
     """Starts all in the background and prints the addresses; returns when all are healthy, at once if they are already.
 
-    The data of the last time are deleted unless `keep`. Raises StackError, with nothing left running.
+    A port of None is the documented one, or with `free_ports` a free one, as then those of the services are. The data
+    of the last time are deleted unless `keep`. Raises StackError, with nothing left running.
     """
+    kafka_port = kafka_port or (free_port() if free_ports else KAFKA_PORT)
+    postgres_port = postgres_port or (free_port() if free_ports else POSTGRES_PORT)
     folder = _folder()
     with download.exclusive(folder / "guard"):
         owner = _read_owner()
@@ -68,10 +72,10 @@ def up(*, kafka_port: int = KAFKA_PORT, postgres_port: int = POSTGRES_PORT, keep
             if os.environ.get("OBSERVE") == "1":
                 if installed() is None:
                     progress.say(NOT_INSTALLED)
-                else:
+                elif not free_ports:
                     require_free(PROMETHEUS_PORT, "Prometheus")
             local.prepare()  # here rather than in the background, where nobody sees how far the downloads are
-            owner = _start_owner(kafka_port, postgres_port, keep=keep)
+            owner = _start_owner(kafka_port, postgres_port, free_ports=free_ports, keep=keep)
     print(describe(owner))
 
 
@@ -88,7 +92,7 @@ def down() -> None:
         progress.say(line)
 
 
-def own(*, kafka_port: int, postgres_port: int, keep: bool) -> None:
+def own(*, kafka_port: int, postgres_port: int, free_ports: bool, keep: bool) -> None:
     """The background process: starts everything, watches it, and stops it at SIGTERM or when an engine ends."""
     folder = _folder()
     data = folder / "data"
@@ -97,22 +101,29 @@ def own(*, kafka_port: int, postgres_port: int, keep: bool) -> None:
     with contextlib.ExitStack() as closing:
         stack = closing.enter_context(Stack.start(kafka_port=kafka_port, postgres_port=postgres_port, data_dir=data))
         services = closing.enter_context(
-            Services(stack.kafka_bootstrap, stack.postgres_dsn, ports=Ports(), log_dir=folder / "log")
+            Services(
+                stack.kafka_bootstrap,
+                stack.postgres_dsn,
+                ports=Ports.free() if free_ports else Ports(),
+                log_dir=folder / "log",
+            )
         )
-        prometheus = _observe(folder, services.ports) if os.environ.get("OBSERVE") == "1" else None
+        prometheus = None
+        if os.environ.get("OBSERVE") == "1":
+            prometheus = _observe(folder, free_port() if free_ports else PROMETHEUS_PORT, services.ports)
         if prometheus is not None:
             closing.callback(prometheus.stop)
-        closing.enter_context(_written_down(stack, prometheus))
+        closing.enter_context(_written_down(stack, services.ports, prometheus))
         progress.say("ready")
         _watch(stack, services)
 
 
-def _observe(folder: Path, ports: Ports) -> Prometheus | None:
+def _observe(folder: Path, port: int, ports: Ports) -> Prometheus | None:
     """Prometheus with our rules, or None where it is not installed. Raises StackError."""
     if installed() is None:
         return None
     targets = {"issuer": [ports.issuer_metrics], "ledger": [ports.ledger_metrics], "dlq": [ports.dlq_metrics]}
-    prometheus = Prometheus(folder / "prometheus", PROMETHEUS_PORT, targets, log_path=folder / "log" / "prometheus.log")
+    prometheus = Prometheus(folder / "prometheus", port, targets, log_path=folder / "log" / "prometheus.log")
     prometheus.start()
     try:
         prometheus.wait_ready()
@@ -124,7 +135,7 @@ def _observe(folder: Path, ports: Ports) -> Prometheus | None:
 
 def describe(owner: Owner) -> str:
     """The addresses, and calls to try."""
-    ports = Ports()
+    ports = owner.ports
     issuer = f"{HOST}:{ports.issuer}"
     coupon = {"display_name": "Welcome", "total_quantity": 100}
     calls = (
@@ -165,19 +176,20 @@ def _folder() -> Path:
 
 def _read_owner() -> Owner | None:
     try:
-        owner = Owner(**json.loads((_folder() / "owner.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        written = json.loads((_folder() / "owner.json").read_text())
+        owner = Owner(**{**written, "ports": Ports(**written["ports"])})
+    except (OSError, ValueError, TypeError, LookupError):
         return None
     return owner if owner.alive() else None
 
 
 @contextlib.contextmanager
-def _written_down(stack: Stack, prometheus: Prometheus | None) -> Iterator[None]:
+def _written_down(stack: Stack, ports: Ports, prometheus: Prometheus | None) -> Iterator[None]:
     me = identify(os.getpid())
     if me is None:
         raise StackError("This process is not in /proc; is /proc mounted?")
     watched = f"http://{prometheus.address}" if prometheus is not None else ""
-    owner = Owner(machine(), me.pid, me.started_ticks, stack.kafka_bootstrap, stack.postgres_dsn, watched)
+    owner = Owner(machine(), me.pid, me.started_ticks, stack.kafka_bootstrap, stack.postgres_dsn, ports, watched)
     path = _folder() / "owner.json"
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps(asdict(owner)))
@@ -188,7 +200,7 @@ def _written_down(stack: Stack, prometheus: Prometheus | None) -> Iterator[None]
         path.unlink(missing_ok=True)
 
 
-def _start_owner(kafka_port: int, postgres_port: int, *, keep: bool) -> Owner:
+def _start_owner(kafka_port: int, postgres_port: int, *, free_ports: bool, keep: bool) -> Owner:
     log_path = _folder() / "owner.log"
     log_path.unlink(missing_ok=True)
     shutil.rmtree(_folder() / "log", ignore_errors=True)
@@ -196,7 +208,9 @@ def _start_owner(kafka_port: int, postgres_port: int, *, keep: bool) -> Owner:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "stack", "own", "--kafka-port", str(kafka_port)),
-                *("--postgres-port", str(postgres_port), *(["--keep"] if keep else [])),
+                *("--postgres-port", str(postgres_port)),
+                *(["--free-ports"] if free_ports else []),
+                *(["--keep"] if keep else []),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,

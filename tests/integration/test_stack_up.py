@@ -1,5 +1,6 @@
 """`python -m stack up` and `down`, in a copy of the checkout whose services only answer their health check."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -8,15 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import astuple
 from pathlib import Path
 
 import pytest
 
-from stack import Ports, free_port, locations, ports
+from stack import free_port, locations, ports
 from tests.integration.test_stack import HEALTHY, fetch
 
-PORTS_PATIENCE_S = 20
+LEDGER_HEALTH = 50052
+METRICS = {"ISSUER": 9464, "LEDGER": 9465, "DLQ": 9466}
 
 
 class Checkout:
@@ -65,34 +66,24 @@ class Checkout:
             time.sleep(0.1)
 
     def down(self) -> bool:
-        """Whether nothing listens. The documented ports need not be free: any connection may be given one of them."""
-        engines = ports.is_free(self.kafka_port) and ports.is_free(self.postgres_port)
-        return engines and not any(listens(port) for port in astuple(Ports()))
+        """Whether no engine listens and no process works in this folder."""
+        return ports.is_free(self.kafka_port) and ports.is_free(self.postgres_port) and not self.processes()
+
+    def processes(self) -> list[int]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has just ended, or it is somebody else's
+                if (process / "cwd").readlink().is_relative_to(self.folder):
+                    found.append(int(process.name))
+        return found
 
     def up(self, **env: str) -> subprocess.CompletedProcess[str]:
-        """Tried again where a port is taken, as by a connection."""
-        deadline = time.monotonic() + PORTS_PATIENCE_S
-        while (done := self.run("up", **env)).returncode and "taken" in done.stderr and time.monotonic() < deadline:
-            time.sleep(1)
-        return done
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((ports.HOST, port)) == 0
-
-
-def documented_ports_are_free() -> bool:
-    return all(ports.is_free(port) for port in astuple(Ports()))
+        """At free ports: the system may give the documented ones to any connection at any time."""
+        return self.run("up", "--free-ports", **env)
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    deadline = time.monotonic() + PORTS_PATIENCE_S
-    while not documented_ports_are_free() and time.monotonic() < deadline:
-        time.sleep(1)
-    if not documented_ports_are_free():
-        pytest.skip("the documented ports are in use, perhaps by `python -m stack up`")
+def checkout() -> Iterator[Checkout]:
     # Everybody may pass: the server's user has to.
     folder = locations.temporary_folder()
     copy = Checkout(folder)
@@ -107,17 +98,46 @@ def test_up_prints_the_addresses_and_down_stops_everything(checkout: Checkout) -
     lines = done.stdout.splitlines()
     assert f"KAFKA 127.0.0.1:{checkout.kafka_port}" in lines
     assert f"POSTGRES {checkout.dsn}" in lines
-    assert "ISSUER 127.0.0.1:50051" in lines
-    assert "LEDGER health 127.0.0.1:50052" in lines
-    assert "DLQ 127.0.0.1:50053" in lines
-    assert sum("grpcurl" in line for line in lines) == 3
+    issuer = next(line.removeprefix("ISSUER ") for line in lines if line.startswith("ISSUER 127"))
+    assert sum("grpcurl" in line and f" {issuer} " in line for line in lines) == 3
+    listening = [int(line.rsplit(":", 1)[1]) for line in lines if " health " in line]
+    assert len(listening) == 3
+    assert not any(ports.is_free(port) for port in listening)
     again = checkout.up()
     assert again.returncode == 0
     assert again.stdout.splitlines()[0].startswith("Already running")
     assert again.stdout.splitlines()[1:] == lines
+    assert not checkout.down()
     assert checkout.run("down").stdout == "Stopped.\n"
     assert checkout.down()
     assert checkout.run("down").stdout == "Not running.\n"
+
+
+def test_the_ports_are_the_documented_ones_unless_others_are_asked_for(checkout: Checkout) -> None:
+    done = checkout.run("up")
+    if "is taken" in done.stderr:
+        assert "make up ARGS=--free-ports" in done.stderr
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    assert {
+        *("ISSUER 127.0.0.1:50051", "DLQ 127.0.0.1:50053"),
+        *("ISSUER health 127.0.0.1:50061", "LEDGER health 127.0.0.1:50052", "DLQ health 127.0.0.1:50063"),
+        *(f"{name} metrics http://127.0.0.1:{port}/metrics" for name, port in METRICS.items()),
+    } <= set(done.stdout.splitlines())
+    checkout.run("down")
+
+
+def test_a_documented_port_that_is_taken_is_named_with_the_way_out(checkout: Checkout) -> None:
+    with socket.socket() as taking:
+        taking.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # somebody else has it, which will do
+            taking.bind((ports.HOST, LEDGER_HEALTH))
+            taking.listen()
+        done = checkout.run("up")
+    assert done.returncode == 1
+    assert "is taken" in done.stderr
+    assert "make up ARGS=--free-ports" in done.stderr
+    assert checkout.down()
 
 
 def test_data_are_kept_only_when_asked_and_everything_stops_when_an_engine_ends(checkout: Checkout) -> None:
