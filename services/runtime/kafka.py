@@ -194,9 +194,8 @@ class RecordProducer:
         """
         producer = await self._current()
         try:
-            return await asyncio.wait_for(
-                self._append(producer, topic, partition, messages), timeout=self._delivery_timeout_s
-            )
+            async with asyncio.timeout(self._delivery_timeout_s):
+                return await self._append(producer, topic, partition, messages)
         except (KafkaError, TimeoutError) as error:
             metrics.DEPENDENCY_ERRORS.add(1, metrics.KAFKA)
             self._retire(producer)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import asyncpg
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -47,6 +48,7 @@ _FOREIGN = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
+    AsyncAdapt_asyncpg_dbapi.Error,  # of a connection that can't be made
     DBAPIError,
     InterfaceError,
     sa.exc.TimeoutError,
@@ -114,22 +116,20 @@ async def connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
     Raises DatabaseAway, DatabaseRefused, BooksWrong.
     """
     with translated():
-        async with engine.connect() as held:
-            driver = cast(Connection, (await held.get_raw_connection()).driver_connection)
-            try:
-                yield driver
-            except BaseException:
-                lost = driver.is_closed()
-                await _terminate(held, driver)
-                if lost:  # the others of the pool will have gone the same way: each would cost another failure
-                    await _forget(engine)
-                raise
-
-
-async def _terminate(held: Any, driver: Any) -> None:
-    driver.terminate()
-    with contextlib.suppress(Exception):
-        await held.invalidate()
+        # Past SQLAlchemy's own connections, which would be made and ended with each: half of what it takes.
+        held = await engine.raw_connection()
+        driver = cast(Connection, held.driver_connection)
+        try:
+            yield driver
+        except BaseException:
+            lost = driver.is_closed()
+            driver.terminate()
+            held.invalidate()
+            if lost:  # the others of the pool will have gone the same way: each would cost another failure
+                await _forget(engine)
+            raise
+        finally:
+            held.close()
 
 
 async def _forget(engine: AsyncEngine) -> None:
