@@ -34,7 +34,7 @@ SHARED_BUFFERS = "1GB"
 Scenario = Callable[[Session], Awaitable[None]]
 SCENARIOS: Mapping[str, tuple[Scenario, int]] = {
     "unary": (unary.scenario, 165),
-    "paced": (paced.scenario, 65),
+    "paced": (paced.scenario, 85),
     "batch": (batches.scenario, 170),
     "rush": (rush.scenario, 45),
     "ledger": (backlog.scenario, 140),

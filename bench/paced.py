@@ -30,11 +30,10 @@ async def scenario(session: Session) -> None:
         results.put(half_per_s=full.per_s * HALF, half_answered_per_s=accepted.per_s)
         near = await _paced(session, ours, "near", full.per_s * NEAR)
         results.put_latency("accepted_at_80", near.latencies)
-        settled = await _paced(session, ours, "waiting", full.per_s * HALF, wait=True)
-        results.put_latency("settled", settled.latencies)
-        if set(settled.states) - {"ISSUED"}:
-            results.fail(f"paced: calls that wait were answered {dict(settled.states)}")
-        await ours.until_settled()
+        await _settled(session, ours, "settled", full.per_s * HALF)
+        waiting = await _saturate(session, ours, wait=True)
+        results.put(waiting_saturation_per_s=waiting.per_s)
+        await _settled(session, ours, "settled_of_waiting", waiting.per_s * HALF)
         await session.check("paced", ours)
     async with session.redis(batch=1_000) as redis:
         await redis.create(["hot"], STOCK)
@@ -45,9 +44,18 @@ async def scenario(session: Session) -> None:
         results.put_latency("baseline_settled", await _stored(redis))
 
 
-async def _saturate(session: Session, system: System) -> Told:
+async def _settled(session: Session, ours: System, name: str, rate_per_s: float) -> None:
+    """Calls that wait for their verdict, by schedule."""
+    told = await _paced(session, ours, name, rate_per_s, wait=True)
+    session.results.put_latency(name, told.latencies)
+    if set(told.states) - {"ISSUED"}:
+        session.results.fail(f"paced: calls that wait were answered {dict(told.states)}")
+
+
+async def _saturate(session: Session, system: System, *, wait: bool = False) -> Told:
     lengths = session.lengths
-    load = Load(system.address, HOT, "full", callers=lengths.callers, seconds=lengths.saturation_s)
+    prefix = "fullwaiting" if wait else "full"
+    load = Load(system.address, HOT, prefix, callers=lengths.callers, seconds=lengths.saturation_s, wait=wait)
     return await _run(session, system, load)
 
 
