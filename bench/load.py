@@ -17,7 +17,7 @@ import time
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +27,6 @@ from coupon.v1 import issuer_pb2
 from google.rpc import code_pb2
 from hdrh.histogram import HdrHistogram
 
-CHANNELS = 4
 TICK_S = 0.005
 """Calls by schedule leave when they are due, or so much later: that counts as their wait, and the callers, which share
 the machine with what they call, need not wake for each."""
@@ -85,10 +84,9 @@ class Seen:
 
 
 class _Caller:
-    def __init__(self, load: Load, channels: Sequence[grpc.aio.Channel]) -> None:
+    def __init__(self, load: Load, channel: grpc.aio.Channel) -> None:
         self._load = load
-        method = _BATCH if load.batch else _UNARY
-        self._methods: list[Any] = [channel.unary_unary(method) for channel in channels]
+        self._method: Any = channel.unary_unary(_BATCH if load.batch else _UNARY)
         self._requests = 0
         self._made: list[tuple[bytes, int]] = []
         self.calls = 0
@@ -105,11 +103,10 @@ class _Caller:
     async def call(self, intended_s: float) -> None:
         """One call. Never raises for an answer that is an error."""
         body, size = self._made.pop() if self._made else self._next(intended_s)
-        method = self._methods[self.calls % CHANNELS]
         self.calls += 1
         self.last_call_s = time.time()
         try:
-            answer = await method(body, timeout=self._load.timeout_s)
+            answer = await self._method(body, timeout=self._load.timeout_s)
         except grpc.aio.AioRpcError as error:
             self.errors[error.code().name] += size
         else:
@@ -198,11 +195,11 @@ async def _by_callers(caller: _Caller, load: Load) -> None:
 async def main() -> None:
     """Read, prepare, wait, call, tell."""
     load = Load(**json.loads(sys.stdin.readline()))
-    channels = [grpc.aio.insecure_channel(load.address, options=_OPTIONS) for _ in range(CHANNELS)]
-    caller = _Caller(load, channels)
+    channel = grpc.aio.insecure_channel(load.address, options=_OPTIONS)
+    caller = _Caller(load, channel)
     try:
         caller.make_ready(load.calls)
-        await asyncio.gather(*(channel.channel_ready() for channel in channels))
+        await channel.channel_ready()
         print("ready", flush=True)
         caller.began_s = float(sys.stdin.readline())
         await asyncio.sleep(caller.began_s - time.time())
@@ -211,8 +208,7 @@ async def main() -> None:
         await (_by_schedule(caller, load) if load.rate_per_s else _by_callers(caller, load))
         cpu_s = _cpu_s() - cpu_s
     finally:
-        for channel in channels:
-            await channel.close()
+        await channel.close()
     histogram = HdrHistogram(1, LATENCY_US_MAX, SIGNIFICANT_DIGITS)
     for latency_us in caller.latencies_us:
         histogram.record_value(min(max(latency_us, 1), LATENCY_US_MAX))
