@@ -1,4 +1,7 @@
-"""Saturation by callers, then calls by schedule at a share of it: how long until accepted, and until settled."""
+"""Saturation by callers, then calls by schedule at a share of it: how long until accepted, and until settled.
+
+Calls that wait for their verdict need more of the machine and saturate earlier: half is half of what they can make.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,10 @@ async def scenario(session: Session) -> None:
         results.put(half_per_s=full.per_s * HALF, half_answered_per_s=accepted.per_s)
         near = await _paced(session, ours, "near", full.per_s * NEAR)
         results.put_latency("accepted_at_80", near.latencies)
-        await _settled(session, ours, "settled", full.per_s * HALF)
         waiting = await _saturate(session, ours, wait=True)
-        results.put(waiting_saturation_per_s=waiting.per_s)
-        await _settled(session, ours, "settled_of_waiting", waiting.per_s * HALF)
+        results.put(waiting_saturation_per_s=waiting.per_s, half_waiting_per_s=waiting.per_s * HALF)
+        await _settled(session, ours, "settled", waiting.per_s * HALF)
+        await _settled(session, ours, "settled_of_accepted", full.per_s * HALF)
         await session.check("paced", ours)
     async with session.redis(batch=1_000) as redis:
         await redis.create(["hot"], STOCK)
