@@ -36,7 +36,7 @@ LATENCY_US_MAX = 60_000_000
 SIGNIFICANT_DIGITS = 3
 BUCKET_S = 0.25
 """How finely answers are counted over time."""
-_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 16 << 20)]
+_OPTIONS = [("grpc.max_receive_message_length", 16 << 20)]
 _UNARY = "/coupon.v1.IssuerService/IssueCoupon"
 _BATCH = "/coupon.v1.IssuerService/BatchIssueCoupons"
 

@@ -14,9 +14,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m stack", description="Kafka, PostgreSQL and our services, locally.")
     commands = parser.add_subparsers(dest="command", required=True)
     help_of_up = "start everything in the background (KEEP=1: with the data of the last time)"
-    for command in (commands.add_parser("up", help=help_of_up), commands.add_parser("own")):
-        command.add_argument("--kafka-port", type=int, help=f"{up.KAFKA_PORT} unless given")
-        command.add_argument("--postgres-port", type=int, help=f"{up.POSTGRES_PORT} unless given")
+    by_hand, in_background = commands.add_parser("up", help=help_of_up), commands.add_parser("own")
+    for command in (by_hand, in_background):
+        decided = command is in_background
+        command.add_argument("--kafka-port", type=int, required=decided, help=f"{up.KAFKA_PORT} unless given")
+        command.add_argument("--postgres-port", type=int, required=decided, help=f"{up.POSTGRES_PORT} unless given")
         command.add_argument("--free-ports", action="store_true", help="free ports for all that are not given")
         command.add_argument("--keep", action="store_true", default=os.environ.get("KEEP") == "1")
     commands.add_parser("down", help="stop what `up` started")

@@ -64,11 +64,14 @@ def up(*, kafka_port: int | None, postgres_port: int | None, free_ports: bool, k
         if owner is not None:
             print("Already running; `make down` stops it.")
         else:
-            # Looked at here as well, where the option can be named.
+            # Looked at here as well, where the option can be named and nothing has been started.
             if not os.environ.get("FIRSTCOME_KAFKA_BOOTSTRAP"):
                 require_free(kafka_port, "Kafka (--kafka-port)")
             if not os.environ.get("FIRSTCOME_POSTGRES_DSN"):
                 require_free(postgres_port, "PostgreSQL (--postgres-port)")
+            if not free_ports:
+                for name, port in asdict(Ports()).items():
+                    require_free(port, name.replace("_", " "))
             if os.environ.get("OBSERVE") == "1":
                 if installed() is None:
                     progress.say(NOT_INSTALLED)
@@ -177,8 +180,8 @@ def _folder() -> Path:
 def _read_owner() -> Owner | None:
     try:
         written = json.loads((_folder() / "owner.json").read_text())
-        owner = Owner(**{**written, "ports": Ports(**written["ports"])})
-    except (OSError, ValueError, TypeError, LookupError):
+        owner = Owner(**{**written, "ports": Ports(**written.get("ports", {}))})
+    except (OSError, ValueError, TypeError):
         return None
     return owner if owner.alive() else None
 
