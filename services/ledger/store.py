@@ -32,7 +32,7 @@ from services.domain.model import (
 )
 from services.runtime import failpoints, wire
 from services.runtime.kafka import home_partition
-from services.runtime.postgres import BooksWrong, Connection, UniqueViolation, connection
+from services.runtime.postgres import END_FROZEN, BooksWrong, Connection, UniqueViolation, connection
 from services.runtime.progress import Position, ProgressRows
 from services.runtime.rows import GRANTS_OF_LISTED, expect, listed, to_coupon
 from services.runtime.settled import Settled, settled_between
@@ -94,7 +94,7 @@ class LedgerStore:
     async def position(self, partition: int) -> Position:
         """The partition's progress; a missing row is inserted at 0. Raises DatabaseAway."""
         async with connection(self._engine) as db:
-            await db.execute(_END_FROZEN)
+            await db.execute(END_FROZEN)
             return await self._progress.take(db, partition)
 
     async def check_key(self) -> None:
@@ -336,12 +336,6 @@ def _grant(row: Any) -> Grant:
     return Grant(row["request_id"], row["sequence"], Ticket(row["ticket_partition"], row["ticket_offset"]))
 
 
-# A ledger that is frozen while it sends rows: PostgreSQL's own time limits do not end a COPY that waits for its client,
-# so its row lock would stay for ever. Ending a living one by mistake does no harm: it takes its position again.
-_END_FROZEN = """
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE datname = current_database() AND usename = current_user AND application_name = current_setting('application_name')
-    AND state = 'active' AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - interval '3 s'"""
 _HAS_KEY = """
 SELECT count(*) = 1 FROM pg_index
 WHERE indexrelid = to_regclass($1) AND indrelid = to_regclass('user_coupon')

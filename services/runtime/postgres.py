@@ -34,6 +34,14 @@ _SERVER_SETTINGS = {
     "jit": "off",
 }
 
+END_FROZEN = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND usename = current_user AND application_name = current_setting('application_name')
+    AND state = 'active' AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - interval '3 s'"""
+"""Ends those of the same service that froze within a statement, while it was prepared or rows were sent: PostgreSQL
+waits for the rest without any of these time limits, and their locks would stay for ever. To end a living one by mistake
+does no harm: it begins anew."""
+
 _POSTGRES_EPOCH_US = 946_684_800_000_000
 """2000-01-01T00:00:00Z."""
 

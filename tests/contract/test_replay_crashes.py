@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 from coupon.v1 import dead_letter_pb2
 
@@ -118,6 +119,27 @@ async def test_another_dlq_takes_over_and_everything_is_done_once(
     assert {ce_id for ce_id, *_ in found} >= {ce_id for ce_id, *_ in expected}
     # What a dead worker had appended and not noted is told again, as the very same; no more than a batch of that.
     assert len(found) - len(set(found)) <= PER_S
+
+
+async def test_a_frozen_worker_loses_its_job_wherever_it_froze(database: str) -> None:
+    engine = create_engine(database, "test", pool_size=2)
+    store = JobStore(engine)
+    kinds = frozenset({int(Job.AUDIT)})
+    frozen = await asyncpg.connect(database, server_settings={"application_name": "test"})
+    try:
+        await store.create(Asked(Job(kind=Job.AUDIT), "one", b"hash"), "ann", 1)
+        await frozen.execute("BEGIN")
+        await frozen.execute("SELECT FROM replay_job FOR UPDATE")
+        await frozen.prepare("SELECT 1")  # the server waits for the rest, without a time limit
+
+        async def taken() -> bool:
+            return await store.claim("second", kinds) is not None
+
+        assert not await taken()
+        await eventually(taken)
+    finally:
+        frozen.terminate()
+        await engine.dispose()
 
 
 async def test_who_was_replaced_changes_nothing(database: str) -> None:

@@ -16,7 +16,7 @@ from google.rpc.status_pb2 import Status
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.dlq.replay.job import JobLost
-from services.runtime.postgres import Connection, connection
+from services.runtime.postgres import END_FROZEN, Connection, connection
 from services.runtime.wire import to_timestamp
 
 LEASE_S = 10
@@ -101,6 +101,7 @@ class JobStore:
     async def claim(self, worker: str, kinds: frozenset[int]) -> Claimed | None:
         """The oldest job of these kinds on which nobody works, if there is one: it is ours from now on."""
         async with connection(self._engine) as db:
+            await db.execute(END_FROZEN)  # it would keep its job, or the dead letters that the job is about
             row = await db.fetchrow(_CLAIM, worker, LEASE_S, [_Job.Kind.Name(kind) for kind in sorted(kinds)])
         return None if row is None else Claimed(row["id"], row["lease"], _job(row), row["checkpoint"])
 
