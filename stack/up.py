@@ -111,9 +111,8 @@ def own(*, kafka_port: int, postgres_port: int, free_ports: bool, keep: bool) ->
                 log_dir=folder / "log",
             )
         )
-        prometheus = None
-        if os.environ.get("OBSERVE") == "1":
-            prometheus = _observe(folder, free_port() if free_ports else PROMETHEUS_PORT, services.ports)
+        port = free_port() if free_ports else PROMETHEUS_PORT
+        prometheus = _observe(folder, port, services.ports) if os.environ.get("OBSERVE") == "1" else None
         if prometheus is not None:
             closing.callback(prometheus.stop)
         closing.enter_context(_written_down(stack, services.ports, prometheus))

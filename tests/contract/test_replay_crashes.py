@@ -121,9 +121,14 @@ async def test_another_dlq_takes_over_and_everything_is_done_once(
     assert len(found) - len(set(found)) <= PER_S
 
 
-async def test_a_frozen_worker_loses_its_job_wherever_it_froze(database: str) -> None:
+@pytest.fixture
+async def store(database: str) -> AsyncIterator[JobStore]:
     engine = create_engine(database, "test", pool_size=2)
-    store = JobStore(engine)
+    yield JobStore(engine)
+    await engine.dispose()
+
+
+async def test_a_frozen_worker_loses_its_job_wherever_it_froze(store: JobStore, database: str) -> None:
     kinds = frozenset({int(Job.AUDIT)})
     frozen = await asyncpg.connect(database, server_settings={"application_name": "test"})
     try:
@@ -139,40 +144,34 @@ async def test_a_frozen_worker_loses_its_job_wherever_it_froze(database: str) ->
         await eventually(taken)
     finally:
         frozen.terminate()
-        await engine.dispose()
 
 
-async def test_who_was_replaced_changes_nothing(database: str) -> None:
-    engine = create_engine(database, "test", pool_size=2)
-    store = JobStore(engine)
-    try:
-        asked = Asked(Job(kind=Job.AUDIT), "one", b"hash")
-        created = await store.create(asked, "ann", 1)
-        kinds = frozenset({int(Job.AUDIT)})
-        assert await store.claim("first", frozenset({int(Job.REDRIVE)})) is None
-        first = await store.claim("first", kinds)
-        assert first is not None
-        assert await store.claim("second", kinds) is None  # while the first is heard of
-        await store.save(first, Job(kind=Job.AUDIT, done_count=5), "here", None)
-        await store.release(first)
-        second = await store.claim("second", kinds)
-        assert second is not None
-        assert (second.lease, second.checkpoint, second.job.done_count) == (first.lease + 1, "here", 5)
-        before = await store.get(second.id)
-        for late in (
-            store.save(first, Job(kind=Job.AUDIT, done_count=99), "elsewhere", None),
-            store.renew(first),
-            store.end(first, Job(kind=Job.AUDIT, done_count=99), None),
-        ):
-            with pytest.raises(JobLost):
-                await late
-        await store.release(first)
-        assert await store.claim("third", kinds) is None
-        assert await store.get(second.id) == before
-        await store.end(second, second.job, None)
-        ended = await store.get(second.id)
-        assert ended is not None
-        assert (ended.state, ended.name) == (Job.SUCCEEDED, created.name)
-        assert await store.cancel(second.id) is None
-    finally:
-        await engine.dispose()
+async def test_who_was_replaced_changes_nothing(store: JobStore) -> None:
+    asked = Asked(Job(kind=Job.AUDIT), "one", b"hash")
+    created = await store.create(asked, "ann", 1)
+    kinds = frozenset({int(Job.AUDIT)})
+    assert await store.claim("first", frozenset({int(Job.REDRIVE)})) is None
+    first = await store.claim("first", kinds)
+    assert first is not None
+    assert await store.claim("second", kinds) is None  # while the first is heard of
+    await store.save(first, Job(kind=Job.AUDIT, done_count=5), "here", None)
+    await store.release(first)
+    second = await store.claim("second", kinds)
+    assert second is not None
+    assert (second.lease, second.checkpoint, second.job.done_count) == (first.lease + 1, "here", 5)
+    before = await store.get(second.id)
+    for late in (
+        store.save(first, Job(kind=Job.AUDIT, done_count=99), "elsewhere", None),
+        store.renew(first),
+        store.end(first, Job(kind=Job.AUDIT, done_count=99), None),
+    ):
+        with pytest.raises(JobLost):
+            await late
+    await store.release(first)
+    assert await store.claim("third", kinds) is None
+    assert await store.get(second.id) == before
+    await store.end(second, second.job, None)
+    ended = await store.get(second.id)
+    assert ended is not None
+    assert (ended.state, ended.name) == (Job.SUCCEEDED, created.name)
+    assert await store.cancel(second.id) is None

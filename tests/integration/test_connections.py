@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -11,13 +10,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.runtime.postgres import BooksWrong, DatabaseAway, connection, create_engine
 
 PID = "SELECT pg_backend_pid()"
-
-
-@pytest.fixture
-async def engine(database: str) -> AsyncIterator[AsyncEngine]:
-    made = create_engine(database, "test", pool_size=1)
-    yield made
-    await made.dispose()
 
 
 async def pid(engine: AsyncEngine) -> int:

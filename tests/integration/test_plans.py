@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import asyncpg
-import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.domain.model import CouponId, UserId
 from services.issuer.store import IssuerStore
 from services.ledger import store as ledger_store
-from services.runtime.postgres import connection, create_engine
+from services.runtime.postgres import connection
 from services.runtime.rows import listed
 
 ROWS = 20_000
@@ -20,13 +17,6 @@ _FILL = """
 INSERT INTO user_coupon (user_id, coupon_id, request_id, sequence, ticket_partition, ticket_offset, accepted_at)
 SELECT 'user-' || n, $1, 'x', n, 0, n, now() FROM generate_series($2::int, $3::int) n"""
 _READ = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'user_coupon'"
-
-
-@pytest.fixture
-async def engine(database: str) -> AsyncIterator[AsyncEngine]:
-    made = create_engine(database, "test", pool_size=1)
-    yield made
-    await made.dispose()
 
 
 async def test_a_table_that_was_nearly_empty_is_not_scanned_when_it_has_grown(
