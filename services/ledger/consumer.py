@@ -45,9 +45,9 @@ decoded, and so few stay in the processor's nearest memory meanwhile."""
 IDLE_MS = 1_000
 FIRST_IDLE_MS = 100
 """The first idle moment after work is short, for behind it the table is told that all is published."""
-GATHER_LEAST_S, GATHER_MOST_S, CROWD_PER_S = 0.01, 0.04, 2_000.0
+GATHER_LEAST_S, GATHER_MOST_S, CROWD_PER_S = 0.01, 0.08, 4_000.0
 """Batches of a partition begin so far apart, by the rate of their records; see docs/decisions/0015."""
-TIMES_TAKEN = 4.0
+TIMES_TAKEN = 8.0
 """A crowd's begin so many times what a transaction takes apart, where that is more: the machine is busy then."""
 ANSWER_MS = 5
 """How long to wait, where batches follow each other closely, for what the broker is known to have."""

@@ -10,10 +10,10 @@ import asyncio
 import gc
 import itertools
 
-INTERVAL_S = 0.1
+INTERVAL_S = 0.25
 PORTION_OBJECTS = 20_000
 """About 5 ms of looking at them. More are in memory while batches are, and it would be for nothing."""
-OLDER_TURNS, ALL_TURNS = 20, 1_000
+OLDER_TURNS, ALL_TURNS = 8, 400
 """Of so many turns one looks at what outlived an earlier one, too, or at all that was made since the start: each such
 object takes 0.4 µs."""
 

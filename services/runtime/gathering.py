@@ -11,7 +11,7 @@ BEFORE = 0.75
 takes."""
 LONGER_MAX = 2.0
 """How many times as far apart, at most, batches of a crowd begin where each takes long."""
-ENOUGH_CROWDS = 3.0
+ENOUGH_CROWDS = 1.5
 """From so many times a crowd's rate on batches are full enough as it is, and take long for that: none begins later."""
 PAUSE_BATCHES = 5
 """A pause counts as so many batches' time at most: behind it the rate is known again within a few."""

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
+from coupon.v1 import issuer_pb2
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_status import rpc_status
 
 from services.domain.model import is_request_id, printable
 from services.runtime import auth, metrics, telemetry, tls, trace_context
@@ -27,7 +27,7 @@ from services.runtime.postgres import DatabaseAway
 from services.runtime.rate import CallerRates
 from services.runtime.reflecting import add_reflection_to_server
 from services.runtime.reload import POLL_INTERVAL_S, Reloaded
-from services.runtime.rpc_errors import CATALOGUE, Refusal, unavailable
+from services.runtime.rpc_errors import CATALOGUE, DETAILS, Refusal, unavailable
 
 log = get_logger(__name__)
 seldom_log = Seldom(__name__)
@@ -305,7 +305,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         if self.calls_in_flight > self.concurrent_calls_max:
             raise unavailable("OVERLOADED", f"more than {self.concurrent_calls_max} calls are under way")
         if self._rates is not None:
-            wait_s = self._rates.charge(caller_name(), len(getattr(request, "requests", "-")))
+            wait_s = self._rates.charge(caller_name(), _requests(request))
             if wait_s > 0:
                 refusal = unavailable("RATE_LIMITED", f"caller {caller_name()} calls more often than it may")
                 refusal.retry_after_ms = math.ceil(wait_s * 1_000)
@@ -326,7 +326,11 @@ def _count(method: str, outcome: str, began_s: float, request: Any = None, span:
     metrics.CALL_SECONDS.record(time.perf_counter() - began_s, method[1:], code, reason)
     telemetry.end_call(span, method, code, reason)
     if outcome != "OK" and method in ISSUING:
-        metrics.ANSWERS.add(len(getattr(request, "requests", "-")), outcome)
+        metrics.ANSWERS.add(_requests(request), outcome)
+
+
+def _requests(request: Any) -> int:
+    return len(request.requests) if isinstance(request, issuer_pb2.BatchIssueCouponsRequest) else 1
 
 
 def _record(method: str, request: Any, outcome: str) -> None:
@@ -386,6 +390,5 @@ def _abort(context: Any, refusal: Refusal | None) -> Awaitable[Any]:
     if refusal is None:
         aborting = context.abort(grpc.StatusCode.INTERNAL, "an error that was not foreseen; it has been logged")
     else:
-        status = rpc_status.to_status(refusal.status())
-        aborting = context.abort(status.code, status.details, status.trailing_metadata)
+        aborting = context.abort(refusal.code, refusal.message, ((DETAILS, refusal.serialized()),))
     return aborting

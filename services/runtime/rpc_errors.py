@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import grpc
+from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
@@ -180,6 +181,8 @@ CATALOGUE: Mapping[str, Row] = {
 """ErrorInfo.reason → the error: the error table of the contract. docs/errors.md is made from it."""
 
 RETRY_AFTER_MS = 500
+DETAILS = "grpc-status-details-bin"
+"""The trailing metadata in which gRPC has the serialized status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,24 +213,20 @@ class Refusal(Exception):
 
     def status(self) -> Status:
         """google.rpc.Status with ErrorInfo and the catalogue's detail."""
-        status = Status()
-        self.write(status)
-        return status
+        return Status.FromString(self.serialized())
 
     def write(self, status: Status) -> None:
         """The same, into an empty one: of a batch's, each where it stays."""
-        row = CATALOGUE[self.reason]
-        if row.detail is Detail.PRECONDITION:
-            status.CopyFrom(_precondition(self.reason, self.resource, self.message))
+        status.ParseFromString(self.serialized())
+
+    def serialized(self) -> bytes:
+        """The same as bytes: of most refusals all but the ErrorInfo's metadata are made once."""
+        detail = CATALOGUE[self.reason].detail
+        if detail is Detail.PRECONDITION:
+            rest = _precondition(self.reason, self.resource, self.message)
         else:
-            _begin(status, self.reason, self.message)
-            if (detail := self._detail(row.detail)) is not None:
-                status.details.add().Pack(detail)
-        info = error_details_pb2.ErrorInfo()
-        info.reason, info.domain = self.reason, DOMAIN
-        for name, value in self.metadata.items():
-            info.metadata[name] = value
-        status.details[0].value = info.SerializeToString()
+            rest = _rest(self.reason, self.message, self._detail(detail))
+        return _with_info(self.reason, self.metadata) + rest
 
     def _detail(self, kind: Detail) -> Message | None:
         detail: Message | None = None
@@ -247,21 +246,36 @@ class Refusal(Exception):
         return detail
 
 
-def _begin(status: Status, reason: str, message: str) -> None:
-    """All but the second detail, and what is in the ErrorInfo."""
-    status.code = CATALOGUE[reason].code.value[0]
-    status.message = message
-    status.details.add().Pack(error_details_pb2.ErrorInfo())
+_INFO = error_details_pb2.ErrorInfo(domain=DOMAIN)
+_ABOUT = Status(details=[Any(type_url=f"type.googleapis.com/{_INFO.DESCRIPTOR.full_name}")])
+"""Filled again for each refusal: to make them costs more."""
+
+
+def _with_info(reason: str, metadata: Mapping[str, str]) -> bytes:
+    """A Status with the ErrorInfo alone."""
+    _INFO.reason = reason
+    _INFO.metadata.clear()
+    for name, value in metadata.items():
+        _INFO.metadata[name] = value
+    _ABOUT.details[0].value = _INFO.SerializeToString()
+    about: bytes = _ABOUT.SerializeToString()
+    return about
+
+
+def _rest(reason: str, message: str, detail: Message | None) -> bytes:
+    """What stands in a Status beside the ErrorInfo. Messages are merged where their bytes follow each other."""
+    status = Status(code=CATALOGUE[reason].code.value[0], message=message)
+    if detail is not None:
+        status.details.add().Pack(detail)
+    rest: bytes = status.SerializeToString()
+    return rest
 
 
 @lru_cache(maxsize=1_024)
-def _precondition(reason: str, resource: str, message: str) -> Status:
-    """All but what is in the ErrorInfo. Cached, for after a sell-out all are told the same; to be copied."""
-    status = Status()
-    _begin(status, reason, message)
+def _precondition(reason: str, resource: str, message: str) -> bytes:
+    """Cached, for after a sell-out all are told the same."""
     violation = error_details_pb2.PreconditionFailure.Violation(type=reason, subject=resource, description=message)
-    status.details.add().Pack(error_details_pb2.PreconditionFailure(violations=[violation]))
-    return status
+    return _rest(reason, message, error_details_pb2.PreconditionFailure(violations=[violation]))
 
 
 _RESOURCE_TYPES = {

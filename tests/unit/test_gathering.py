@@ -86,7 +86,8 @@ async def test_a_crowd_waits_longer_where_batches_take_longer_within_limits(cloc
     assert await apart_s(CROWD_PER_S, 1.5 * MOST_S / 5) == pytest.approx(1.5 * MOST_S, rel=0.01)
     assert await apart_s(CROWD_PER_S / 2, 1.5 * MOST_S / 5) == pytest.approx(0.75 * MOST_S, rel=0.01)
     assert await apart_s(10, 100 * MOST_S) == pytest.approx(LEAST_S)  # who comes alone pays nothing
-    assert await apart_s(CROWD_PER_S, 100 * MOST_S) == pytest.approx(LONGER_MAX * MOST_S, rel=0.01)
+    assert await apart_s(CROWD_PER_S / 2, 100 * MOST_S) == pytest.approx(LONGER_MAX * MOST_S / 2, rel=0.01)
+    assert await apart_s(CROWD_PER_S, 100 * MOST_S) == pytest.approx(ENOUGH_CROWDS * MOST_S, rel=0.01)
     # Its batches are large as it is, and take long for that.
     assert await apart_s(ENOUGH_CROWDS * CROWD_PER_S, 100 * MOST_S) == pytest.approx(MOST_S, rel=0.01)
 
