@@ -69,9 +69,10 @@ class _Fields(Fields):
 
 def issue_call(request: issuer_pb2.IssueCouponRequest) -> IssueCall:
     """Raises Refusal."""
-    name, user_id, request_id = request.coupon, request.user_id, request.request_id or new_request_id()
+    name, user_id, given = request.coupon, request.user_id, request.request_id
+    request_id = given or new_request_id()
     coupon_id = _coupon_id(name) if len(name) <= _COUPON_NAME_LENGTH_MAX else None
-    if coupon_id is None or not is_id(user_id) or not is_request_id(request_id):
+    if coupon_id is None or not is_id(user_id) or (given and not is_request_id(given)):
         fields = _Fields()
         coupon_id = fields.coupon_name("coupon", name)
         fields.identifier("user_id", user_id)
