@@ -67,6 +67,8 @@ _PLAIN_SIZE_MAX = 8_192
 _ISSUE_REQUESTED = ISSUE_REQUESTED.encode()
 _CHANGE_REQUESTED = CHANGE_REQUESTED.encode()
 _REDRIVE_HEADERS = frozenset({kafka.REDRIVE_OF, kafka.REDRIVE_ORIGINAL_TIMESTAMP, kafka.REDRIVE_ATTEMPT})
+_TELLING_HEADERS = _REDRIVE_HEADERS | {kafka.CE_TYPE, kafka.TRACEPARENT}
+"""What a request's decoding looks at."""
 _ACTIONS = {events_pb2.CouponChangeRequestedEvent.Action.Value(action.value): action for action in Action}
 _TIMESTAMP_DIGITS_MAX = 15
 
@@ -187,12 +189,14 @@ def decode_all(records: Iterable[LogRecord]) -> tuple[list[LineRecord], dict[int
             redriven = False
             for name, header in record.headers:
                 size += len(name) + len(header or b"")
-                if name == kafka.CE_TYPE and ce_type is None:
-                    ce_type = header
-                elif name == kafka.TRACEPARENT:
+                if name not in _TELLING_HEADERS:
+                    continue
+                if name == kafka.TRACEPARENT:
                     traces.setdefault(offset, header or b"")
-                elif name in _REDRIVE_HEADERS:
+                elif name != kafka.CE_TYPE:
                     redriven = True
+                elif ce_type is None:
+                    ce_type = header
             if ce_type == _ISSUE_REQUESTED and not redriven and size <= _PLAIN_SIZE_MAX:
                 event.ParseFromString(value)
                 user_id, request_id = event.user_id, event.request_id
@@ -472,7 +476,7 @@ def outcome_messages(
     """As `outcome` and `outcome_message` make them; what grants have in common is made once, for there is one for
     almost every request. `traces`: the traceparents by offset."""
     fixed = _fixed_headers(ISSUED, LEDGER_SOURCE)
-    line = f"{line_topic}/{partition}/".encode()
+    ticket, ce_id = f"{partition}-", f"{line_topic}/{partition}/".encode()  # both before the offset
     event = events_pb2.CouponIssuedEvent()  # filled again for each: to make one would cost more
     last_us: int | None = None
     ce_time = _CE_TIME, b""
@@ -482,13 +486,14 @@ def outcome_messages(
             yield outcome_message(line_topic, partition, outcome(partition, verdict), traceparent)
             continue
         offset, time_us, coupon_id, event.user_id, event.request_id, event.sequence, redrive_of = verdict
+        digits = str(offset)
         event.coupon_id = coupon_id
-        event.ticket = f"{partition}-{offset}"
+        event.ticket = ticket + digits
         event.redrive_of = "" if redrive_of is None else str(redrive_of)
         if time_us != last_us:
             last_us = time_us
             ce_time = _CE_TIME, rfc3339(time_us)
-        headers: list[tuple[str, bytes | None]] = [*fixed, (kafka.CE_ID, b"%b%d" % (line, offset)), ce_time]
+        headers: list[tuple[str, bytes | None]] = [*fixed, (kafka.CE_ID, ce_id + digits.encode()), ce_time]
         if traceparent:
             headers.append((kafka.TRACEPARENT, traceparent))
         yield make_message((coupon_id.encode(), event.SerializeToString(), headers))
