@@ -1,9 +1,14 @@
 """Ports on 127.0.0.1."""
 
+import fcntl
+import os
 import random
 import socket
+import tempfile
 import threading
 from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
 from typing import Final
 
 from stack.errors import StackError
@@ -51,14 +56,32 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A free port on 127.0.0.1, not the same twice in one process. Raises StackError if none is found."""
+    """A free port on 127.0.0.1 that nobody else gets here while this process lives. Raises StackError if none is found.
+
+    Not only until a server has it: the port of one that is killed and started again is free meanwhile.
+    """
     with _handed_out_lock:
         for _ in range(_FREE_PORT_TRIES_MAX):
             port = random.randrange(_FREE_PORT_MIN, _FREE_PORT_MAX)
-            if port not in _handed_out and is_free(port):
+            if port not in _handed_out and _reserve(port) and is_free(port):
                 _handed_out.add(port)
                 return port
     raise StackError(f"No free port found between {_FREE_PORT_MIN} and {_FREE_PORT_MAX} on {HOST}.")
+
+
+def _reserve(port: int) -> bool:
+    """Whether no other process of this user has it; each port is a byte of a file that all of them lock."""
+    try:
+        fcntl.lockf(_reservations(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+@cache
+def _reservations() -> int:
+    path = Path(tempfile.gettempdir(), f"firstcome-ports-{os.getuid()}")
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def require_free(port: int, purpose: str) -> None:
