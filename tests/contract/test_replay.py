@@ -145,6 +145,7 @@ async def dead_letters_are_filed(system: System) -> None:
 async def test_an_audit_while_traffic_runs_finds_nothing(fresh: System) -> None:
     async with fresh.ledger(), fresh.dlq() as running, Replays(running.address) as replays:
         await fresh.put(fresh.topics.line, HOME, world.create(1_500))
+        await fresh.settled()  # else the first audit may find nothing to look at yet
         over = asyncio.Event()
 
         async def traffic() -> int:
