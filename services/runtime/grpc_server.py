@@ -330,6 +330,7 @@ def _count(method: str, outcome: str, began_s: float, request: Any = None, span:
 
 
 def _requests(request: Any) -> int:
+    """How many a call brings: those of a batch, or itself."""
     return len(request.requests) if isinstance(request, issuer_pb2.BatchIssueCouponsRequest) else 1
 
 

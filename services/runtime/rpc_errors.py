@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import grpc
-from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
@@ -247,8 +246,9 @@ class Refusal(Exception):
 
 
 _INFO = error_details_pb2.ErrorInfo(domain=DOMAIN)
-_ABOUT = Status(details=[Any(type_url=f"type.googleapis.com/{_INFO.DESCRIPTOR.full_name}")])
-"""Filled again for each refusal: to make them costs more."""
+_ABOUT = Status()
+_ABOUT.details.add().Pack(_INFO)
+"""Both are filled again for each refusal: to make them costs more."""
 
 
 def _with_info(reason: str, metadata: Mapping[str, str]) -> bytes:
