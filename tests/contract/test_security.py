@@ -363,14 +363,18 @@ async def test_a_call_whose_deadline_has_passed_does_no_work() -> None:
             with grpc.insecure_channel(served.address, options=_LOCAL) as channel:
                 grpc.channel_ready_future(channel).result(TIMEOUT_S)
                 ready.set()
+                standing.wait(TIMEOUT_S)
                 stub = issuer_pb2_grpc.IssuerServiceStub(channel)
                 calls = [stub.IssueCoupon.future(issuer_pb2.IssueCouponRequest(), timeout=0.2) for _ in range(50)]
                 codes.extend(call.code() for call in calls)
+                over.set()
 
-        ready = threading.Event()
+        ready, standing, over = threading.Event(), threading.Event(), threading.Event()
         calling = asyncio.create_task(asyncio.to_thread(call_late))
         await asyncio.to_thread(ready.wait, TIMEOUT_S)
-        time.sleep(0.7)  # noqa: ASYNC251 - the server's loop stands still, as behind a long garbage collection
+        standing.set()  # from here on the server's loop stands still, as behind a long garbage collection
+        over.wait(TIMEOUT_S)
+        time.sleep(0.5)  # noqa: ASYNC251 - and some more, until the deadlines have passed by the server's clock as well
         await calling
         assert codes == [grpc.StatusCode.DEADLINE_EXCEEDED] * 50
         await served.issue()
