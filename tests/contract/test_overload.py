@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import sys
 import weakref
@@ -24,6 +25,7 @@ from services.issuer import __main__ as issuer_main
 from services.runtime.config import Access
 from services.runtime.grpc_server import GrpcServer
 from services.runtime.health import Health
+from services.runtime.kafka import Topics
 from services.runtime.rpc_errors import Refusal
 from stack import Services, Stack, free_port
 from tests.contract.issuing import SERVING, System, eventually, failure_of, health_of, new_id
@@ -287,6 +289,11 @@ async def test_ten_thousand_waiting_calls_half_of_them_cancelled_again_and_again
         env=settings,
         log_dir=tmp_path,
     )
+    system = System(stack, database, Topics(topic_prefix))
+
+    async def in_line(count: int) -> bool:
+        return sum(await system.ends()) >= count
+
     await asyncio.to_thread(services.start)
     try:
         issuer, ledger = services.processes["issuer"], services.processes["ledger"]
@@ -299,9 +306,10 @@ async def test_ten_thousand_waiting_calls_half_of_them_cancelled_again_and_again
             await asyncio.to_thread(ledger.stop)
             peaks = []
             for turn in range(3):
-                calls = [issue(stub, f"user{turn}-{number}", timeout_s=28) for number in range(CALLS)]
+                # The issuer answers by itself after half a minute.
+                calls = [issue(stub, f"user{turn}-{number}", timeout_s=120) for number in range(CALLS)]
                 answers = [asyncio.ensure_future(call.code()) for call in calls]
-                await asyncio.sleep(8)
+                await eventually(functools.partial(in_line, 1 + (turn + 1) * CALLS))
                 assert [task.result() for task in answers if task.done()] == []
                 peaks.append(rss_bytes(issuer.pid))
                 for call in calls[::2]:
@@ -323,3 +331,4 @@ async def test_ten_thousand_waiting_calls_half_of_them_cancelled_again_and_again
         assert peaks[-1] < peaks[0] + 100 * 1024 * 1024
     finally:
         await asyncio.to_thread(services.stop)
+        await system.close()

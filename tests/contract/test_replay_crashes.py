@@ -25,7 +25,8 @@ from tests.contract.test_replay import all_in_state, dead_letters_are_filed, mak
 from tests.integration import ledger_world as world
 
 LETTERS = 200
-PER_S = 100
+PER_S = 50
+"""The jobs take four seconds, in which both must have been seen at work."""
 
 
 @pytest.fixture

@@ -310,7 +310,7 @@ async def test_a_late_failure_of_a_redrive_undoes_no_decision(bench: Bench, stat
         assert await bench.states() == [state]
 
 
-@pytest.mark.parametrize(("age_s", "state"), [(599, "RETRYING"), (601, "PARKED")])
+@pytest.mark.parametrize(("age_s", "state"), [(540, "RETRYING"), (601, "PARKED")])
 async def test_an_old_dead_letter_is_parked_not_retried(bench: Bench, age_s: int, state: str) -> None:
     async with bench.filer(0, age_s):
         await bench.fail(Ticket(0, 1), issue("ann"), ParkReason.INTERNAL)

@@ -80,7 +80,7 @@ async def test_a_log_that_is_away(fresh: System) -> None:
     except StackError as error:
         pytest.skip(str(error))
     coupon_id, mine, other = new_id(), request_id(), request_id()
-    async with fresh.issuer(delivery_timeout_s=1.0) as client:
+    async with fresh.issuer(delivery_timeout_s=4.0) as client:
         async with fresh.ledger():
             await client.create(coupon_id)
             won = await client.issue(coupon_id, "winner", wait=True)

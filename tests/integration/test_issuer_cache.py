@@ -136,6 +136,8 @@ async def test_a_coupon_whose_change_is_told_during_a_look_up_is_still_found(
     async with fresh.issuer() as client, fresh.ledger():
         await client.create(coupon_id)
         async with parts_of(fresh) as parts:
+            for name in ("FRESH_S", "LIFETIME_S"):
+                monkeypatch.setattr(f"services.issuer.admission.{name}", 60.0)
             _, known = await parts.refusal(coupon_id)
             assert known.coupon is not None
             later = replace(known.coupon, etag=f"{known.partition}-99")

@@ -53,7 +53,9 @@ def header(sampled: bool = True) -> tuple[str, str]:
     return trace, f"00-{trace}-{CALLER_SPAN}-{int(sampled):02d}"
 
 
-def services_of(system: System, dsn: str, receiver: TraceReceiver, log_dir: Path, *names: str) -> Services:
+def services_of(
+    system: System, dsn: str, receiver: TraceReceiver, log_dir: Path, *names: str, export_s: int = 10
+) -> Services:
     return Services(
         system.stack.kafka_bootstrap,
         system.dsn,
@@ -65,7 +67,7 @@ def services_of(system: System, dsn: str, receiver: TraceReceiver, log_dir: Path
             "FIRSTCOME_RETRY_BACKOFF_BASE_MS": "1",
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
             "OTEL_BSP_SCHEDULE_DELAY": "100",
-            "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": str(export_s),
         },
     )
 
@@ -219,7 +221,7 @@ async def test_what_goes_wrong_in_a_call_is_logged_with_its_trace_and_a_dead_col
     receiver = TraceReceiver()
     receiver.start()
     async with Link.to_postgres(fresh.dsn) as way:
-        services = services_of(fresh, way.dsn(fresh.dsn), receiver, tmp_path, "issuer", "ledger")
+        services = services_of(fresh, way.dsn(fresh.dsn), receiver, tmp_path, "issuer", "ledger", export_s=1)
         await asyncio.to_thread(services.start)
         try:
             client = Client(services.issuer_address)

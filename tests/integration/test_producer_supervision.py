@@ -128,7 +128,9 @@ async def test_a_producer_that_is_replaced_under_another_partitions_appends_lose
         for _ in range(10):
             with pytest.raises(DeliveryUnknown):
                 await producer.append(strict.line, 0, [message(LARGE)])
-            await asyncio.sleep(0.05)
+            before = len(acknowledged)
+            while len(acknowledged) < before + 2:  # noqa: ASYNC110 - of the new producer
+                await asyncio.sleep(0.01)
         refusing.set()
 
     try:

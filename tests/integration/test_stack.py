@@ -282,6 +282,10 @@ def test_a_service_that_ends_while_starting_says_why(tmp_path: Path) -> None:
 def test_a_service_that_never_gets_ready_says_why(tmp_path: Path) -> None:
     process = service(tmp_path, "import time; print('waiting for Kafka', flush=True); time.sleep(60)")
     process.start()
+    deadline_s = time.monotonic() + 30
+    while "waiting for Kafka" not in process.log_path.read_text():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
     with pytest.raises(StackError, match=r"(?s)not ready within 1 s: .* not listening\..*waiting for Kafka"):
         process.wait_ready(timeout_s=1)
     process.stop()

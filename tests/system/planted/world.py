@@ -160,9 +160,16 @@ class PlantedWorld:
         await admin.start()
         try:
             (answer,) = await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=configs)])
+            assert answer.resources[0][0] == 0, answer
+
+            async def taken() -> bool:
+                (told,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+                now = {entry[0]: entry[1] for entry in told.resources[0][4]}
+                return all(now[name] == value for name, value in configs.items())
+
+            await self.until(taken)  # the broker takes it over a little later
         finally:
             await admin.close()
-        assert answer.resources[0][0] == 0, answer
 
     @asynccontextmanager
     async def frozen(self, name: str) -> AsyncIterator[None]:
