@@ -23,7 +23,7 @@ from bench.session import Session, Usage, Watch, rates
 from bench.systems import Firstcome
 
 COUPON = "hot"
-BATCH_ROWS = 16_000
+BATCH_ROWS = 32_000
 PRODUCER_BATCH_BYTES = 512 * 1024
 User = tuple[str, str]
 """user_id and request_id."""

@@ -33,10 +33,10 @@ from services.runtime.progress import Halted, NotTheLog, Position, check_log, po
 
 SETTLING = "UPDATE ledger_progress; SELECT coupon user_coupon; COPY user_coupon rejected_issue; UPDATE coupon"
 """The transaction in short, for traces."""
-BATCH_RECORDS_MAX = 16_000
+BATCH_RECORDS_MAX = 32_000
 ANSWERS_BYTES_MAX = 32 * 1024 * 1024
 """Of the answers that a batch's records came with; those of two batches, and of dead letters, are in memory at once."""
-HALVINGS_MAX = 6
+HALVINGS_MAX = 7
 """After each failure in a row a batch has half as many records: what is too much for one transaction's time limits
 must not stay so."""
 STEP_RECORDS = 100

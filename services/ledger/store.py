@@ -227,7 +227,7 @@ class LedgerStore:
 
 async def _write_verdicts(db: Connection, partition: int, verdicts: Sequence[Verdict]) -> None:
     issued = [v for v in verdicts if type(v) is Issued]
-    others = verdicts if len(issued) < len(verdicts) else ()  # to look at 16,000 takes its time
+    others = verdicts if len(issued) < len(verdicts) else ()  # to look at 32,000 takes its time
     rejected = [v for v in others if isinstance(v, Rejected)]
     parked = [v for v in others if isinstance(v, Parked)]
     changed = [v for v in others if isinstance(v, Changed)]
