@@ -48,6 +48,8 @@ class Caller:
         return min(WAIT_S_MAX, self.deadline_s - time.monotonic() - ANSWER_MARGIN_S)
 
 
+NOBODY = Caller(None)
+"""Of calls that do not wait for their verdicts."""
 Answer = Place | issuer_pb2.Issuance | Refusal
 
 

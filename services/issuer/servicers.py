@@ -12,7 +12,7 @@ from coupon.v1 import coupon_pb2, coupon_pb2_grpc, events_pb2, issuer_pb2, issue
 from services.issuer import validation
 from services.issuer.changes import ChangePath
 from services.issuer.entry import Place
-from services.issuer.issue import Answer, Caller, IssuePath
+from services.issuer.issue import NOBODY, Answer, Caller, IssuePath
 from services.issuer.outcomes import OutcomesTail
 from services.issuer.reading import Reading
 from services.issuer.watching import watch
@@ -33,7 +33,8 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
         self._tail = tail
 
     async def IssueCoupon(self, request: issuer_pb2.IssueCouponRequest, context: Any) -> issuer_pb2.Issuance:  # noqa: N802
-        (answer,) = await self._path.issue([validation.issue_call(request)], _caller(context))
+        call = validation.issue_call(request)
+        (answer,) = await self._path.issue([call], _caller(context) if call.wait else NOBODY)
         if isinstance(answer, Place):
             issuance = answer.write(issuer_pb2.Issuance())
             metrics.ANSWERS.add(1, ACCEPTED)

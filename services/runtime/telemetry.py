@@ -238,10 +238,14 @@ class Sending:
     span: SpanContext | None = None
 
 
+_UNTRACED = Sending(None)
+
+
 def begin_send() -> Sending:
     """Before it is known when that will be."""
     if (parent := _sampled()) is None:
-        return Sending(traceparent())
+        header = traceparent()
+        return _UNTRACED if header is None else Sending(header)
     span = child(parent)
     return Sending(trace_context.header(span), span)
 
