@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
 from coupon.v1 import issuer_pb2
@@ -54,7 +54,7 @@ Answer = Place | issuer_pb2.Issuance | Refusal
 
 
 class IssuePath:
-    """Answers checked IssueCoupon calls, one or many at once."""
+    """Answers checked IssueCoupon calls."""
 
     def __init__(
         self, admission: Admission, line: Line, tail: OutcomesTail, store: IssuerStore, *, unsettled_max: int
@@ -68,20 +68,33 @@ class IssuePath:
             store.verdicts, batch_max=VERDICT_BATCH_MAX, waiting_max=VERDICTS_WAITING_MAX, queue="verdicts"
         )
 
-    async def issue(self, calls: Sequence[IssueCall], caller: Caller) -> list[Answer]:
-        """An answer for each call, in their order; none raises for the others."""
+    async def issue(self, call: IssueCall, caller: Caller) -> Answer:
+        """The answer to a call that comes alone: it enters the line with others'."""
+        sending = telemetry.begin_send()
+        place = Place(call, sending.traceparent)
+        try:
+            await self._traced(sending, (place,), self._entry.enter_together(place))
+            if place.waiter is not None and place.offset >= 0:
+                await self._await_verdict(place, place.waiter, caller)
+        finally:
+            if place.waiter is not None:
+                self._tail.leave(place.wait_key, place.waiter)
+        return _answer(place)
+
+    async def issue_batch(self, calls: Sequence[IssueCall], caller: Caller) -> list[Answer]:
+        """An answer for each of the calls that come together, in their order; none raises for the others."""
+        if len(calls) == 1:
+            return [await self.issue(calls[0], caller)]
         sending = telemetry.begin_send()
         places = [Place(call, sending.traceparent) for call in calls]
         try:
-            await self._enter(sending, places)
+            await self._traced(sending, places, self._entry.enter(places))
             waiting = [
                 self._await_verdict(place, place.waiter, caller)
                 for place in places
                 if place.waiter is not None and place.offset >= 0
             ]
-            if len(waiting) == 1:
-                await waiting[0]
-            elif waiting:
+            if waiting:
                 await asyncio.gather(*waiting)
         finally:
             for place in places:
@@ -89,13 +102,10 @@ class IssuePath:
                     self._tail.leave(place.wait_key, place.waiter)
         return [_answer(place) for place in places]
 
-    async def _enter(self, sending: telemetry.Sending, places: Sequence[Place]) -> None:
+    async def _traced(self, sending: telemetry.Sending, places: Sequence[Place], entering: Awaitable[None]) -> None:
         began_ns = time.time_ns()
         try:
-            if len(places) == 1:
-                await self._entry.enter_together(places[0])
-            else:
-                await self._entry.enter(places)
+            await entering
         except BaseException as error:
             self._trace(sending, began_ns, places, error)
             raise

@@ -34,7 +34,7 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
 
     async def IssueCoupon(self, request: issuer_pb2.IssueCouponRequest, context: Any) -> issuer_pb2.Issuance:  # noqa: N802
         call = validation.issue_call(request)
-        (answer,) = await self._path.issue([call], _caller(context) if call.wait else NOBODY)
+        answer = await self._path.issue(call, _caller(context) if call.wait else NOBODY)
         if isinstance(answer, Place):
             issuance = answer.write(issuer_pb2.Issuance())
             metrics.ANSWERS.add(1, ACCEPTED)
@@ -49,7 +49,7 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
     ) -> issuer_pb2.BatchIssueCouponsResponse:
         checked = [_checked(one) for one in validation.batch(request)]
         calls = [one for one in checked if isinstance(one, validation.IssueCall)]
-        issued = iter(await self._path.issue(calls, _caller(context)) if calls else ())
+        issued = iter(await self._path.issue_batch(calls, _caller(context)) if calls else ())
         answers = [one if isinstance(one, Refusal) else next(issued) for one in checked]
         response = issuer_pb2.BatchIssueCouponsResponse()
         _count([_write(answer, response.results.add()) for answer in answers])

@@ -120,7 +120,7 @@ async def test_in_a_batch_each_is_answered_as_if_it_came_alone(line: Ends, path:
         for coupon_id in [*(one.coupon_id for one in COUPONS), UNKNOWN, BEHIND]
     ]
     caller = Caller(None)
-    alone = [(await path.issue([call], caller))[0] for call in calls]
+    alone = [await path.issue(call, caller) for call in calls]
     told = {answer.reason for answer in alone if isinstance(answer, Refusal)}
     assert told >= {"OVERLOADED", "SOLD_OUT", "PAUSED", "CLOSED", "NOT_OPEN", "ENDED", "COUPON_NOT_FOUND"}
     assert told >= {"ALREADY_ISSUED", "LEDGER_UNAVAILABLE"}
@@ -128,7 +128,7 @@ async def test_in_a_batch_each_is_answered_as_if_it_came_alone(line: Ends, path:
     assert [len(messages) for messages in sent.values()] == [2 * 5, 2, 0]
     for messages in line.messages.values():
         messages.clear()
-    together = await path.issue(calls, caller)
+    together = await path.issue_batch(calls, caller)
     assert [shown(one) for one in together] == [shown(one) for one in alone]
     assert line.messages == sent
 
@@ -136,7 +136,7 @@ async def test_in_a_batch_each_is_answered_as_if_it_came_alone(line: Ends, path:
 async def test_a_record_of_the_line_is_that_of_its_request_alone(line: Ends, path: IssuePath) -> None:
     asked = [("open", "ann", MINE), ("elsewhere", "bob", OTHER), ("open", "cem", OTHER)]
     calls = [IssueCall(CouponId(coupon_id), UserId(user_id), mine, False) for coupon_id, user_id, mine in asked]
-    await path.issue(calls, Caller(None))
+    await path.issue_batch(calls, Caller(None))
     records = {message.headers[4][1]: message for messages in line.messages.values() for message in messages}
     for coupon_id, user_id, mine in asked:
         message = records[f"{coupon_id}/{user_id}/{mine}".encode()]
