@@ -35,7 +35,7 @@ class Lengths:
     raw_runs: int = 3
     produce_requests: int = 300_000
     growth_rows: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
-    growth_requests: int = 40_000
+    growth_requests: int = 60_000
     growth_rounds: int = 5
     fault_people: int = 4_000
     fault_stock: int = 2_500
