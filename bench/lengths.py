@@ -10,7 +10,8 @@ class Lengths:
     """Seconds, or counts of requests, as the names say."""
 
     slices: int = 5
-    slice_s: float = 2.5
+    slice_s: float = 1.25
+    """Two of each target a round."""
     callers: int = 200
     """As many as keep the machine at work."""
     few_callers: int = 100

@@ -23,7 +23,8 @@ REFUSED = "FAILED_PRECONDITION"
 
 
 async def scenario(session: Session) -> None:
-    """One slice of each target in turn, as many rounds as the lengths say."""
+    """As many rounds as the lengths say, each a slice of each target in turn, and of each in the opposite order: what
+    the machine gains or loses within a round befalls all of them alike."""
     lengths, results = session.lengths, session.results
     async with AsyncExitStack() as open_:
         ours = await open_.enter_async_context(session.firstcome(names=("issuer", "ledger")))
@@ -49,9 +50,10 @@ async def scenario(session: Session) -> None:
         told: dict[str, list[Told]] = {name: [] for name in targets}
         usage: Usage | None = None
         for round_ in range(-1, lengths.slices):
-            for name, (address, coupon, callers) in targets.items():
-                seconds = lengths.slice_s if round_ >= 0 else min(lengths.slice_s, 1.0)  # the first warms up
-                load = Load(address, coupon, f"u{round_}{name}", callers=callers, seconds=seconds)
+            names = [*targets, *reversed(targets)] if round_ >= 0 else [*targets]  # the first warms up
+            for number, name in enumerate(names):
+                address, coupon, callers = targets[name]
+                load = Load(address, coupon, f"u{round_}-{number}", callers=callers, seconds=lengths.slice_s)
                 if name == "unary":
                     usage = Usage(ours)
                 one = await run(load, processes=1)
@@ -66,7 +68,10 @@ async def scenario(session: Session) -> None:
         for name, system in (("unary", ours), ("unary_untraced", silent)):
             await system.until_settled()
             await session.check(name, system)
-    per_s = {name: [one.per_s for one in each] for name, each in told.items()}
+    per_s = {
+        name: [(there.per_s + back.per_s) / 2 for there, back in zip(each[::2], each[1::2], strict=True)]
+        for name, each in told.items()
+    }
     for name, rates in per_s.items():
         results.put(**{f"{name}_per_s": statistics.median(rates)})
         results.put(**{f"{name}_closed_p50_ms": statistics.median(one.ms(50) for one in told[name])})
