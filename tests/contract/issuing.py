@@ -450,7 +450,7 @@ async def health_of(address: str, service: str = "") -> Any:
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
-            return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=DEADLINE_S)).status
+            return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=2)).status
         except grpc.aio.AioRpcError as error:
             return error.code()
 

@@ -85,6 +85,7 @@ async def test_the_last_release_and_this_one_serve_a_rush_together(
         system = System(*where, old.issuer_address, TEST_PARTITIONS, empty_topic_prefix, lambda: None)
         rush = asyncio.create_task(show(system, plan, tmp_path / "history.jsonl", answers, Console(file=io.StringIO())))
         await _upgrade(old, new, lambda: migrate(*where, topic_prefix=empty_topic_prefix), answers)
+        assert answers[0].answered < len(plan.arrivals), "the rush was over before the upgrade was"
         upgraded.set()
         verdict = await rush
     finally:

@@ -27,6 +27,7 @@ from stack import ServiceProcess, Stack, free_port
 from tests.contract.issuing import Client
 from tests.integration.ledger_world import World as Line
 from tests.integration.ledger_world import issue, request_id
+from tests.integration.test_migrations import topic_settings
 from tests.system.planted.launch import GROUP_VARIABLE
 
 PATIENCE_S = 60.0
@@ -160,16 +161,14 @@ class PlantedWorld:
         await admin.start()
         try:
             (answer,) = await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=configs)])
-            assert answer.resources[0][0] == 0, answer
-
-            async def taken() -> bool:
-                (told,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
-                now = {entry[0]: entry[1] for entry in told.resources[0][4]}
-                return all(now[name] == value for name, value in configs.items())
-
-            await self.until(taken)  # the broker takes it over a little later
         finally:
             await admin.close()
+        assert answer.resources[0][0] == 0, answer
+
+        async def taken() -> bool:
+            return configs.items() <= (await topic_settings(self.stack, [topic]))[topic].items()
+
+        await self.until(taken)  # the broker takes it over a little later
 
     @asynccontextmanager
     async def frozen(self, name: str) -> AsyncIterator[None]:
