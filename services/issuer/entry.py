@@ -28,8 +28,8 @@ from services.runtime.kafka import KafkaAway, Message, make_message
 from services.runtime.postgres import DatabaseAway
 from services.runtime.rpc_errors import Refusal, unavailable
 
-ROUND_LEAST_S, ROUND_MOST_S, CROWD_PER_S = 0.002, 0.02, 2_000.0
-"""Rounds begin so far apart at most, by the rate of the calls in them; see docs/decisions/0015."""
+ROUND_LEAST_S, ROUND_MOST_S, CROWD = 0.002, 0.02, 4.0
+"""Rounds begin so far apart at most, by how many calls come during one look-up; see docs/decisions/0015."""
 ROUND_MAX = 2_000
 WAITING_MAX = 100_000
 """Places that wait for their round, and those of a partition that wait to be sent; more are refused as OVERLOADED."""
@@ -95,7 +95,7 @@ class Entry:
         self._there = 0
         """Callers of one on their way into the line: gathered, in a round, or behind a broker that is away."""
         self._rounds: asyncio.Task[None] | None = None
-        self._gathering = Gathering(least_s=ROUND_LEAST_S, most_s=ROUND_MOST_S, crowd_per_s=CROWD_PER_S)
+        self._gathering = Gathering(least_s=ROUND_LEAST_S, most_s=ROUND_MOST_S, crowd=CROWD)
         self._queued: dict[int, list[Place]] = defaultdict(list)
         self._sending: dict[int, asyncio.Task[None]] = {}
 
@@ -133,8 +133,11 @@ class Entry:
             self._rounds = None
 
     async def _round(self, places: Sequence[Place]) -> None:
+        began_s = time.monotonic()
+        groups = await self._admit(places)
+        self._gathering.took(time.monotonic() - began_s)
         # Partitions do not wait for each other, nor the next round for any of them: a broker may be away.
-        for partition, group in (await self._admit(places)).items():
+        for partition, group in groups.items():
             queued = self._queued[partition]
             if len(queued) + len(group) > WAITING_MAX:
                 for place in group:

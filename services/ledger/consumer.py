@@ -45,10 +45,8 @@ decoded, and so few stay in the processor's nearest memory meanwhile."""
 IDLE_MS = 1_000
 FIRST_IDLE_MS = 100
 """The first idle moment after work is short, for behind it the table is told that all is published."""
-GATHER_LEAST_S, GATHER_MOST_S, CROWD_PER_S = 0.01, 0.08, 4_000.0
-"""Batches of a partition begin so far apart, by the rate of their records; see docs/decisions/0015."""
-TIMES_TAKEN = 8.0
-"""A crowd's begin so many times what a transaction takes apart, where that is more: the machine is busy then."""
+GATHER_LEAST_S, GATHER_MOST_S, CROWD = 0.01, 0.08, 20.0
+"""Batches of a partition begin so far apart, by how many records come during a transaction; see docs/decisions/0015."""
 ANSWER_MS = 5
 """How long to wait, where batches follow each other closely, for what the broker is known to have."""
 
@@ -119,9 +117,7 @@ class PartitionLedger(PartitionWorker):
         self._known: dict[int, wire.DeadLetterRecord] = {}
         self._published_offset = 0
         self._dlq_offset = 0
-        self._gathering = Gathering(
-            least_s=GATHER_LEAST_S, most_s=GATHER_MOST_S, crowd_per_s=CROWD_PER_S, times_taken=TIMES_TAKEN
-        )
+        self._gathering = Gathering(least_s=GATHER_LEAST_S, most_s=GATHER_MOST_S, crowd=CROWD)
         self._filled = False
         """Whether the last batch was as large as one may be."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -15,8 +16,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-GATHER_MOST_S, CROWD_PER_S = 0.005, 5_000.0
-"""Calls begin up to so far apart, by the rate of their items."""
+GATHER_MOST_S, CROWD = 0.005, 20.0
+"""Calls begin up to so far apart, by how many items come during one."""
 
 
 class QueueFull(Exception):
@@ -40,7 +41,7 @@ class Coalescer(Generic[T, R]):
         self._waiting: deque[tuple[Sequence[T], asyncio.Future[Sequence[R]]]] = deque()
         self._waiting_count = 0
         self._runner: asyncio.Task[None] | None = None
-        self._gathering = Gathering(least_s=0.0, most_s=GATHER_MOST_S, crowd_per_s=CROWD_PER_S)
+        self._gathering = Gathering(least_s=0.0, most_s=GATHER_MOST_S, crowd=CROWD)
 
     async def submit(self, items: Sequence[T]) -> Sequence[R]:
         """The results for these items. Raises QueueFull, and what `call` raises."""
@@ -73,6 +74,7 @@ class Coalescer(Generic[T, R]):
         self, batch: Sequence[tuple[Sequence[T], asyncio.Future[Sequence[R]]]], items: Sequence[T]
     ) -> None:
         metrics.GATHERED.record(len(items), self._queue)
+        began_s = time.monotonic()
         try:
             results = await self._call(items)
         except Exception as error:
@@ -80,6 +82,7 @@ class Coalescer(Generic[T, R]):
                 if not future.done():
                     future.set_exception(error)
             return
+        self._gathering.took(time.monotonic() - began_s)
         start = 0
         for own, future in batch:
             if not future.done():

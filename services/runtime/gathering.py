@@ -9,10 +9,6 @@ import time
 BEFORE = 0.75
 """How much a batch counts beside the one after it: what comes in rounds itself comes unevenly, and so does what a batch
 takes."""
-LONGER_MAX = 2.0
-"""How many times as far apart, at most, batches of a crowd begin where each takes long."""
-ENOUGH_CROWDS = 1.5
-"""From so many times a crowd's rate on batches are full enough as it is, and take long for that: none begins later."""
 PAUSE_BATCHES = 5
 """A pause counts as so many batches' time at most: behind it the rate is known again within a few."""
 REMEMBERED = 0.9
@@ -20,22 +16,19 @@ REMEMBERED = 0.9
 
 
 class Gathering:
-    """Keeps batches apart, the further the faster their items come: a crowd shares fewer, larger batches, and so what
-    each of them costs beside its items. Who comes after a pause does not wait.
+    """Keeps batches apart, the further the more items come while one is worked on: because they come fast, or because
+    the machine is slow or busy. So a crowd shares fewer, larger batches, and what each of them costs beside its items.
 
-    Where a batch takes long the machine is busy, and a crowd's are kept apart further. Where whoever gathers says who
-    `came`, none waits for its time once nobody seems to be left to come.
+    Who comes after a pause does not wait. Where whoever gathers says who `came`, none waits for its time once nobody
+    seems to be left to come.
     """
 
-    def __init__(self, *, least_s: float, most_s: float, crowd_per_s: float, times_taken: float = 0.0) -> None:
-        """From `crowd_per_s` items a second on, batches begin `most_s` apart; in proportion below, to `least_s`.
-
-        Or `times_taken` times what a batch takes, where that is more, to LONGER_MAX times `most_s`.
-        """
+    def __init__(self, *, least_s: float, most_s: float, crowd: float) -> None:
+        """From `crowd` items on that come during one batch, batches begin `most_s` apart; in proportion below, to
+        `least_s`. No batch counts as one that takes longer than `most_s`."""
         self._least_s = least_s
         self._most_s = most_s
-        self._crowd_per_s = crowd_per_s
-        self._times_taken = times_taken
+        self._crowd = crowd
         self._takes_s = 0.0
         self._apart_s = 0.0
         self._items = self._items_s = 0.0
@@ -69,14 +62,11 @@ class Gathering:
         since_s = min(max(now_s - self._began_s, 1e-3), PAUSE_BATCHES * self._most_s)
         self._items = BEFORE * self._items + count
         self._items_s = BEFORE * self._items_s + since_s
-        per_s = self._items / self._items_s
-        crowds = per_s / self._crowd_per_s
-        longer = min(self._times_taken * self._takes_s / self._most_s, LONGER_MAX, ENOUGH_CROWDS / crowds)
-        most_s = self._most_s * max(longer, 1.0)
-        self._apart_s = min(max(most_s * crowds, self._least_s), most_s)
+        meanwhile = self._items / self._items_s * self._takes_s
+        self._apart_s = min(max(self._most_s * meanwhile / self._crowd, self._least_s), self._most_s)
         self._began_s = now_s
         self._most, self._expected = count, max(self._most, REMEMBERED * self._expected)
 
     def took(self, seconds: float) -> None:
         """What a batch has taken."""
-        self._takes_s = BEFORE * self._takes_s + (1 - BEFORE) * seconds
+        self._takes_s = BEFORE * self._takes_s + (1 - BEFORE) * min(seconds, self._most_s)

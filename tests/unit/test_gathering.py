@@ -9,9 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.runtime.gathering import ENOUGH_CROWDS, LONGER_MAX, Gathering
+from services.runtime.gathering import Gathering
 
-LEAST_S, MOST_S, CROWD_PER_S = 0.01, 0.04, 4_000.0
+LEAST_S, MOST_S, CROWD = 0.01, 0.04, 20.0
+TAKES_S = 0.005
+CROWD_PER_S = CROWD / TAKES_S
+"""How fast a crowd comes where a batch takes TAKES_S."""
 
 
 class Clock:
@@ -41,8 +44,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def made() -> Gathering:
-    return Gathering(least_s=LEAST_S, most_s=MOST_S, crowd_per_s=CROWD_PER_S)
+def made(takes_s: float = TAKES_S) -> Gathering:
+    """One that knows for long that a batch takes so many seconds."""
+    gathering = Gathering(least_s=LEAST_S, most_s=MOST_S, crowd=CROWD)
+    for _ in range(60):
+        gathering.took(takes_s)
+    return gathering
+
+
+async def steady_apart_s(clock: Clock, gathering: Gathering, per_s: float) -> float:
+    """How far apart batches begin after many of a steady stream."""
+    for _ in range(30):
+        clock.now_s += 0.1
+        gathering.begin(round(per_s / 10))
+    return await waited_s(clock, gathering)
 
 
 async def waited_s(clock: Clock, gathering: Gathering) -> float:
@@ -59,47 +74,36 @@ async def test_who_comes_first_or_after_a_while_does_not_wait(clock: Clock) -> N
     assert await waited_s(clock, gathering) == 0
 
 
-async def test_the_faster_they_come_the_further_apart_within_limits(clock: Clock) -> None:
+@pytest.mark.parametrize("takes_s", [TAKES_S / 4, TAKES_S, 4 * TAKES_S])
+async def test_the_more_come_during_one_the_further_apart_within_limits(clock: Clock, takes_s: float) -> None:
+    crowd_per_s = CROWD / takes_s
+
     async def apart_s(per_s: float) -> float:
-        gathering = made()
-        for _ in range(30):
-            clock.now_s += 0.1
-            gathering.begin(round(per_s / 10))
-        return await waited_s(clock, gathering)
+        return await steady_apart_s(clock, made(takes_s), per_s)
 
     assert await apart_s(10) == pytest.approx(LEAST_S)
-    assert await apart_s(CROWD_PER_S / 2) == pytest.approx(MOST_S / 2, rel=0.01)
-    assert await apart_s(CROWD_PER_S) == pytest.approx(MOST_S, rel=0.01)
-    assert await apart_s(100 * CROWD_PER_S) == pytest.approx(MOST_S)
+    assert await apart_s(crowd_per_s / 2) == pytest.approx(MOST_S / 2, rel=0.01)
+    assert await apart_s(crowd_per_s) == pytest.approx(MOST_S, rel=0.01)
+    assert await apart_s(100 * crowd_per_s) == pytest.approx(MOST_S)
 
 
-async def test_a_crowd_waits_longer_where_batches_take_longer_within_limits(clock: Clock) -> None:
-    async def apart_s(per_s: float, takes_s: float) -> float:
-        gathering = Gathering(least_s=LEAST_S, most_s=MOST_S, crowd_per_s=CROWD_PER_S, times_taken=5.0)
-        for _ in range(30):
-            clock.now_s += 0.1
-            gathering.took(takes_s)
-            gathering.begin(round(per_s / 10))
-        return await waited_s(clock, gathering)
-
-    assert await apart_s(CROWD_PER_S, MOST_S / 6) == pytest.approx(MOST_S, rel=0.01)  # an idle machine: as before
-    assert await apart_s(CROWD_PER_S, 1.5 * MOST_S / 5) == pytest.approx(1.5 * MOST_S, rel=0.01)
-    assert await apart_s(CROWD_PER_S / 2, 1.5 * MOST_S / 5) == pytest.approx(0.75 * MOST_S, rel=0.01)
-    assert await apart_s(10, 100 * MOST_S) == pytest.approx(LEAST_S)  # who comes alone pays nothing
-    assert await apart_s(CROWD_PER_S / 2, 100 * MOST_S) == pytest.approx(LONGER_MAX * MOST_S / 2, rel=0.01)
-    assert await apart_s(CROWD_PER_S, 100 * MOST_S) == pytest.approx(ENOUGH_CROWDS * MOST_S, rel=0.01)
-    # Its batches are large as it is, and take long for that.
-    assert await apart_s(ENOUGH_CROWDS * CROWD_PER_S, 100 * MOST_S) == pytest.approx(MOST_S, rel=0.01)
+async def test_who_comes_alone_pays_nothing_for_a_batch_that_took_long(clock: Clock) -> None:
+    assert await steady_apart_s(clock, made(100 * MOST_S), 10) == pytest.approx(LEAST_S)
 
 
 async def test_one_slow_batch_is_soon_forgotten(clock: Clock) -> None:
-    gathering = Gathering(least_s=LEAST_S, most_s=MOST_S, crowd_per_s=CROWD_PER_S, times_taken=5.0)
+    gathering = made()
     gathering.took(10.0)
+    slow_s = await steady_apart_s(clock, gathering, CROWD_PER_S / 2)
     for _ in range(30):
-        clock.now_s += 0.1
-        gathering.took(MOST_S / 10)
-        gathering.begin(round(CROWD_PER_S / 10))
-    assert await waited_s(clock, gathering) == pytest.approx(MOST_S, rel=0.01)
+        gathering.took(TAKES_S)
+    assert slow_s == pytest.approx(MOST_S, rel=0.01)
+    assert await steady_apart_s(clock, gathering, CROWD_PER_S / 2) == pytest.approx(MOST_S / 2, rel=0.01)
+
+
+async def test_nobody_is_kept_longer_than_needed_before_it_is_known_what_a_batch_takes(clock: Clock) -> None:
+    gathering = Gathering(least_s=LEAST_S, most_s=MOST_S, crowd=CROWD)
+    assert await steady_apart_s(clock, gathering, 100 * CROWD_PER_S) == pytest.approx(LEAST_S)
 
 
 async def test_a_steady_stream_settles_at_its_distance(clock: Clock) -> None:
@@ -165,7 +169,7 @@ async def test_once_all_are_here_who_lately_were_nobody_is_waited_for(clock: Clo
 
 
 async def test_the_last_who_comes_ends_the_wait() -> None:
-    gathering = Gathering(least_s=60.0, most_s=60.0, crowd_per_s=CROWD_PER_S)
+    gathering = Gathering(least_s=60.0, most_s=60.0, crowd=CROWD)
     gathering.came(2, 2)
     await gathering.wait()
     gathering.begin(2)
