@@ -67,6 +67,20 @@ async def test_one_call_at_a_time() -> None:
     assert max(map(len, far.calls)) == 2
 
 
+async def test_how_long_each_call_took_is_known_to_what_keeps_them_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    far, taken_s = Far(), list[float]()
+    coalescer = made(far)
+    monkeypatch.setattr(coalescer._gathering, "took", taken_s.append)
+    asked = asyncio.ensure_future(coalescer.submit([1]))
+    await soon()
+    assert far.calls == [[1]]
+    await asyncio.sleep(0.05)
+    far.may_answer.set()
+    await asked
+    assert len(taken_s) == 1
+    assert taken_s[0] > 0.04
+
+
 async def test_a_submission_larger_than_a_batch_goes_alone_and_whole() -> None:
     far = Far()
     far.may_answer.set()

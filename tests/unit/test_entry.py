@@ -122,6 +122,24 @@ async def test_who_is_there_is_who_is_neither_told_nor_gone(world: World, monkey
     assert seen[-1] == (1, 1)
 
 
+async def test_how_long_each_look_up_took_is_known_to_what_keeps_rounds_apart(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken_s: list[float] = []
+    monkeypatch.setattr(world.entry._gathering, "took", taken_s.append)
+    world.admission.go.clear()
+    _, task = world.come()
+    await eventually(lambda: _is(world.admission.asked == [1]))
+    await asyncio.sleep(0.05)
+    world.line.stuck.add(0)  # what it waits for behind the look-up does not count
+    world.admission.go.set()
+    await eventually(lambda: _is(bool(taken_s)))
+    world.line.stuck.clear()
+    await task
+    assert len(taken_s) == 1
+    assert taken_s[0] > 0.04
+
+
 async def test_who_leaves_is_not_looked_up_nor_sent_and_costs_those_behind_no_round(world: World) -> None:
     world.admission.go.clear()
     looked_up = [world.come(wait=True) for _ in range(10)]
