@@ -19,7 +19,6 @@ from services.runtime import auth, metrics, telemetry, tls, trace_context
 from services.runtime.accepting import make_server
 from services.runtime.auth import LOCAL, METHODS, Callers, Role, caller_name, need_role, set_caller
 from services.runtime.config import Access, ConfigError, is_loopback
-from services.runtime.garbage import collect_in_portions
 from services.runtime.health import Health, bind
 from services.runtime.kafka import KafkaAway
 from services.runtime.log import Seldom, get_logger
@@ -64,7 +63,7 @@ class GrpcServer:
         """Raises BadFile, if what `access` names was readable when it was checked and is no more."""
         self._health = health_of_service
         self._access = access or Access()
-        self._beside: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
         self._callers: Reloaded[Callers] | None = None
         self._certificate: Reloaded[grpc.ServerCertificateConfiguration] | None = None
         if (path := self._access.callers_path) is not None:
@@ -103,7 +102,7 @@ class GrpcServer:
         secure = tls.credentials(files, certificate) if files is not None and certificate is not None else None
         bind(self._server, listen, secure)
         await self._server.start()
-        self._beside = [asyncio.create_task(self._watch_files()), asyncio.create_task(collect_in_portions())]
+        self._watching = asyncio.create_task(self._watch_files())
         if self._callers is None:
             log.warning("authentication_off", listen=listen)
         elif secure is None and not is_loopback(listen):
@@ -115,8 +114,8 @@ class GrpcServer:
 
         Those who watch the health hold a stream open for ever: they are not waited for.
         """
-        for task in self._beside:
-            task.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         stopping = asyncio.ensure_future(self._server.stop(drain_timeout_s))
         await asyncio.sleep(DRAIN_LOOK_S)
         while self.boundary.calls_in_flight and not stopping.done():  # noqa: ASYNC110

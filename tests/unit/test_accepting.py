@@ -143,6 +143,18 @@ async def test_calls_that_have_come_are_taken_up_in_one_turn() -> None:
         assert max(Counter(turns.taken_up).values()) >= CALLS_A_TURN / 2
 
 
+async def test_calls_leave_nothing_for_the_collector() -> None:
+    async with called() as (_, _, client):
+        gc.collect()
+        gc.disable()
+        try:
+            assert await client.codes() == {"OK": CALLS}
+            await asyncio.sleep(0.1)
+            assert gc.collect() < CALLS
+        finally:
+            gc.enable()
+
+
 @pytest.mark.parametrize("turns_before", [0, 3, 20, 60])
 async def test_a_stop_meanwhile_ends_soon_and_in_silence(turns_before: int, caplog: pytest.LogCaptureFixture) -> None:
     async with called() as (server, turns, client):
