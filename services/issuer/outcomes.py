@@ -187,7 +187,7 @@ class OutcomesTail:
                 self._positioned.add(partition)
                 if len(self._positioned) == self._partition_count:
                     self._ready.set()
-            records = await reader.take(max_records=STEP_RECORDS, timeout_ms=POLL_MS)
+            records = await reader.take(max_records=STEP_RECORDS, timeout_ms=POLL_MS, telling=self._telling)
             if records:
                 position = records[-1].offset + 1
                 self._read(partition, records)
@@ -199,7 +199,7 @@ class OutcomesTail:
         highest, changes = _scan(records)
         self._seen[partition] = max(highest, self._seen.get(partition, -1))
         self.settled(partition, highest + 1)
-        # In a rush almost no one waits for almost all outcomes: those are not even parsed.
+        # Almost no one waits for almost all outcomes: of those not even the event is parsed.
         for record in to_records(records if self._waiters else changes):
             try:
                 self._tell(record)
@@ -208,6 +208,13 @@ class OutcomesTail:
                 seldom_log.warning(
                     "outcome_skipped", partition=partition, offset=record.offset, error=type(error).__name__
                 )
+
+    def _telling(self) -> bytes | None:
+        """What the outcomes that must be looked at have in them, if that is not all of them.
+
+        The last of an answer tells how far the line is settled: what was settled is published in its order.
+        """
+        return None if self._waiters else _CHANGED
 
     def _tell(self, record: Record) -> None:
         told = _parse(record)

@@ -17,8 +17,9 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import CorruptRecordException, KafkaError, LeaderNotAvailableError, RecordTooLargeError, for_code
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
-from aiokafka.record.default_records import _DefaultRecordBatchPy
+from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import decode_varint
 from aiokafka.structs import TopicPartition
 
 from services.runtime.log import Seldom
@@ -36,6 +37,9 @@ EARLIEST, LATEST = -2, -1
 _READ_UNCOMMITTED = 0
 _CONSUMER = -1
 _BATCH_HEADER = struct.Struct(">qi")  # base offset, bytes behind it
+_COUNT = struct.Struct(">i")
+_COUNT_AT = 57
+"""Where a batch has the number of its records, which follow."""
 
 
 class LogRecord(Protocol):
@@ -64,6 +68,7 @@ class Fetched:
         if raw and not batches:
             raise RecordTooLargeError(f"the answer at {offset} ends within the first batch of the log")
         self._raw = raw
+        self._batches = batches
         self._records = _records(batches, offset)
         self.log_end = log_end
         """The offset behind the log's last record, as it was then."""
@@ -71,9 +76,12 @@ class Fetched:
         """Where the next fetch goes on; there may be offsets without records before it."""
         self.offset = offset
         """Of the next record to be taken, or less."""
+        self._is_whole = bool(batches)
+        """Nothing has been taken of it."""
 
     def take(self, count: int) -> list[LogRecord]:
         """The next records; none at the end. Raises KafkaError, after which no more can be taken."""
+        self._is_whole = False
         try:
             found = list(islice(self._records, count))
         except UnicodeDecodeError:
@@ -82,6 +90,24 @@ class Fetched:
             found = list(islice(self._records, count))
         self.offset = found[-1].offset + 1 if found else self.next_offset
         return found
+
+    def skim(self, telling: bytes) -> list[LogRecord]:
+        """The last record instead of all, if nothing was taken yet and the bytes `telling` are in none of them.
+
+        Else none: they are to be taken. To parse those that tell nothing takes longer than all else that is done.
+        """
+        if not self._is_whole or telling in self._raw:
+            return []
+        if any(one.compression_type or one.is_control_batch or not one.validate_crc() for one in self._batches):
+            return []
+        *_, batch = _slices(self._raw)
+        try:
+            (last,) = DefaultRecordBatch(_last_alone(batch))
+        except UnicodeDecodeError:
+            return []
+        self._is_whole, self._records = False, iter(())
+        self.offset = last.offset + 1
+        return [last]
 
     def again(self, offsets: Collection[int]) -> list[LogRecord]:
         """The records at these offsets, as far as they are among these, parsed once more. Raises KafkaError.
@@ -163,6 +189,28 @@ def _batches(raw: bytes) -> Iterator[Any]:
         yield batch
 
 
+def _slices(raw: bytes) -> Iterator[bytes]:
+    """The same as bytes."""
+    start = 0
+    while start + _BATCH_HEADER.size <= len(raw):
+        _, length = _BATCH_HEADER.unpack_from(raw, start)
+        end = start + _BATCH_HEADER.size + length
+        if end > len(raw):
+            return
+        yield raw[start:end]
+        start = end
+
+
+def _last_alone(batch: bytes) -> bytes:
+    """A batch of the last record, without the others before it and with a checksum that is not its own."""
+    start = end = _COUNT_AT + _COUNT.size
+    while end < len(batch):
+        start = end
+        length, end = decode_varint(batch, start)
+        end += length
+    return b"".join((batch[:_COUNT_AT], _COUNT.pack(1), batch[start:]))
+
+
 def _records(batches: Iterable[Any], offset: int) -> Iterator[Any]:
     for batch in batches:
         if not batch.validate_crc():
@@ -210,11 +258,4 @@ class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]
 
 
 def _lenient_batches(raw: bytes) -> Iterator[Any]:
-    start = 0
-    while start + _BATCH_HEADER.size <= len(raw):
-        _, length = _BATCH_HEADER.unpack_from(raw, start)
-        end = start + _BATCH_HEADER.size + length
-        if end > len(raw):
-            return
-        yield _LenientBatch(raw[start:end])
-        start = end
+    return map(_LenientBatch, _slices(raw))

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 import zlib
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -341,13 +341,18 @@ class PartitionReader:
         """The next records, or none within the time. Raises OutOfLog, KafkaAway."""
         return to_records(await self.take(max_records=max_records, timeout_ms=timeout_ms))
 
-    async def take(self, *, max_records: int, timeout_ms: int) -> list[LogRecord]:
-        """The same, for whoever does not keep them."""
+    async def take(
+        self, *, max_records: int, timeout_ms: int, telling: Callable[[], bytes | None] = lambda: None
+    ) -> list[LogRecord]:
+        """The same, for whoever does not keep them.
+
+        Of an answer in which what `telling` gives at that moment is not to be found, the last record is enough.
+        """
         deadline_s = time.monotonic() + timeout_ms / 1000
         with _away("poll"):
             await self._start()
             try:
-                while not (records := self._take(max_records)):
+                while not (records := self._take(max_records, telling)):
                     if not await self._fetch(deadline_s):
                         break
                 return records
@@ -411,14 +416,15 @@ class PartitionReader:
             async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
                 return await self._log.offset_at(timestamp_ms)
 
-    def _take(self, max_records: int) -> list[LogRecord]:
+    def _take(self, max_records: int, telling: Callable[[], bytes | None]) -> list[LogRecord]:
         """The next records of what is here; asks for what is known to be behind it, so that it comes meanwhile."""
         fetched = self._fetched
         if fetched is None:
             return []
         if self._coming is None and fetched.next_offset < fetched.log_end:
             self._ask(fetched.next_offset)
-        records = fetched.take(max_records)
+        wanted = telling()
+        records = (fetched.skim(wanted) if wanted is not None else []) or fetched.take(max_records)
         self._position = fetched.offset
         if not records:
             self._fetched = None

@@ -98,6 +98,48 @@ def test_what_is_behind_a_record_that_is_found_again_is_not_looked_at() -> None:
         records_again([fetched], {2})
 
 
+def compressed(raw: bytes) -> bytes:
+    """Says that it is; what is in it is not."""
+    changed = bytearray(raw)
+    struct.pack_into(">h", changed, _ATTRIBUTES_AT, 1)
+    struct.pack_into(">I", changed, _CRC_AT, calc_crc32c(changed[_ATTRIBUTES_AT:]))
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("last", [b"d", b"d" * 3_000])
+def test_of_records_that_tell_nothing_the_last_is_enough(last: bytes) -> None:
+    raw = batch(0, b"a", b"b") + batch(2, b"c" * 200, last)
+    whole = to_records(Fetched(raw, 1, 4).take(9))
+    fetched = Fetched(raw + batch(4, b"e")[:-1], 1, 5)
+    assert to_records(fetched.skim(b"telling")) == whole[-1:]
+    assert (fetched.offset, fetched.skim(b"telling"), fetched.take(9), fetched.offset) == (4, [], [], 4)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        batch(0, b"a", b"telling", b"c") + batch(3, b"d"),
+        batch(0, b"a", b"b", b"c") + compressed(batch(3, b"d")),
+        batch(0, b"a", b"b", b"c") + batch(3, b"marker", control=True),
+        batch(0, b"a", b"b", b"c")[:-1] + b"x" + batch(3, b"d"),
+        batch(0, b"a", b"b", b"c") + odd(batch(3, b"d")),
+        b"",
+    ],
+)
+def test_records_that_may_tell_something_are_all_taken(raw: bytes) -> None:
+    fetched = Fetched(raw, 0, 4)
+    assert fetched.skim(b"telling") == []
+    if raw and not raw.startswith(batch(0, b"a", b"b", b"c")[:-1] + b"x"):
+        assert [record.value for record in fetched.take(3)][::2] == [b"a", b"c"]
+
+
+def test_what_is_left_of_a_half_taken_answer_is_taken() -> None:
+    fetched = Fetched(batch(0, b"a", b"b", b"c"), 0, 3)
+    assert [record.value for record in fetched.take(1)] == [b"a"]
+    assert fetched.skim(b"telling") == []
+    assert taken(fetched) == [(1, b"b"), (2, b"c")]
+
+
 class Log:
     """Gives these answers, in their order; an exception is raised."""
 
