@@ -102,6 +102,7 @@ def create_engine(dsn: str, application_name: str, *, pool_size: int) -> AsyncEn
         async_creator=connect,
         pool_size=pool_size,
         max_overflow=0,
+        pool_use_lifo=True,  # the same server process again and again: what it needs is in the nearest memory
         pool_timeout=CONNECT_TIMEOUT_S,
         pool_recycle=1800,
     )
