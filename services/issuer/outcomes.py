@@ -24,6 +24,9 @@ seldom_log = Seldom(__name__)
 STEP_RECORDS = 100
 """Less than a millisecond, before other tasks get their turn; so few also stay in the processor's nearest memory."""
 POLL_MS = 1_000
+UNAWAITED_S = 0.25
+"""How long outcomes may gather at the broker while nobody waits for any. Each answer costs it and an issuer some
+milliseconds; and what is told of a coupon only shortens for how long its state is kept."""
 NO_USER = UserId("")
 """The user of a change's waiter."""
 
@@ -97,6 +100,7 @@ class OutcomesTail:
         self._waiters_max = waiters_max
         self._waiters: dict[WaitKey, list[Waiter]] = {}
         self._waiter_count = 0
+        self._awaited = asyncio.Event()
         self._seen: dict[int, int] = {}
         self._settled: dict[int, int] = {}
         self._last: dict[int, Record] = {}
@@ -152,6 +156,7 @@ class OutcomesTail:
         waiter = Waiter()
         self._waiters.setdefault(key, []).append(waiter)
         self._waiter_count += 1
+        self._awaited.set()
         return waiter
 
     def leave(self, key: WaitKey, waiter: Waiter) -> None:
@@ -161,6 +166,8 @@ class OutcomesTail:
         self._waiter_count -= 1
         if not waiters:
             del self._waiters[key]
+        if not self._waiters:
+            self._awaited.clear()
 
     async def _follow(self, partition: int, stopping: asyncio.Event) -> None:
         reader = self._make_reader(partition)
@@ -192,7 +199,14 @@ class OutcomesTail:
                 position = records[-1].offset + 1
                 self._read(partition, records)
                 pace.succeeded()
-                await asyncio.sleep(0)  # there may be more already, and `take` waits for nothing then
+                if position >= reader.known_end() and partition in self._positioned:
+                    await self._gather()
+                await asyncio.sleep(0)  # `take` may wait for nothing, and others must have their turn
+
+    async def _gather(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UNAWAITED_S):
+                await self._awaited.wait()
 
     def _read(self, partition: int, records: Sequence[LogRecord]) -> None:
         (self._last[partition],) = to_records(records[-1:])
