@@ -25,8 +25,9 @@ STEP_RECORDS = 100
 """Less than a millisecond, before other tasks get their turn; so few also stay in the processor's nearest memory."""
 POLL_MS = 1_000
 UNAWAITED_S = 0.25
-"""How long outcomes may gather at the broker while nobody waits for any. Each answer costs it and an issuer some
-milliseconds; and what is told of a coupon only shortens for how long its state is kept."""
+"""How long outcomes may gather at the broker while nobody waits for any: each answer costs it and an issuer some
+milliseconds. What is told of a coupon only shortens for how long its state is kept, and look-ups bring progress
+themselves."""
 NO_USER = UserId("")
 """The user of a change's waiter."""
 

@@ -107,8 +107,8 @@ class _Asked(asyncio.Future[Any]):
 async def _find_method_handler(
     method: str, metadata: Any, resolver: Any, interceptors: Sequence[grpc.aio.ServerInterceptor]
 ) -> Any:
-    """As grpc's own, whose inner function refers to itself: five objects of each call would stay in memory until the
-    collector comes by, and it looks at those of all calls under way, too (docs/decisions/0014)."""
+    """As grpc's own, in which an inner function and its closure hold each other: five objects of each call would stay
+    in memory until the collector comes by, and it looks at those of all calls under way, too (docs/decisions/0014)."""
     details = cygrpc._HandlerCallDetails(method, metadata)
     if not interceptors:
         return resolver.resolve_handler(details)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
@@ -39,7 +40,8 @@ _CONSUMER = -1
 _BATCH_HEADER = struct.Struct(">qi")  # base offset, bytes behind it
 _COUNT = struct.Struct(">i")
 _COUNT_AT = 57
-"""Where a batch has the number of its records, which follow."""
+_RECORDS_AT = _COUNT_AT + _COUNT.size
+"""Where a batch has the number of its records, and the records."""
 
 
 class LogRecord(Protocol):
@@ -68,7 +70,8 @@ class Fetched:
         if raw and not batches:
             raise RecordTooLargeError(f"the answer at {offset} ends within the first batch of the log")
         self._raw = raw
-        self._batches = batches
+        self._whole = batches
+        """While nothing of them has been taken."""
         self._records = _records(batches, offset)
         self.log_end = log_end
         """The offset behind the log's last record, as it was then."""
@@ -76,12 +79,10 @@ class Fetched:
         """Where the next fetch goes on; there may be offsets without records before it."""
         self.offset = offset
         """Of the next record to be taken, or less."""
-        self._is_whole = bool(batches)
-        """Nothing has been taken of it."""
 
     def take(self, count: int) -> list[LogRecord]:
         """The next records; none at the end. Raises KafkaError, after which no more can be taken."""
-        self._is_whole = False
+        self._whole = []  # they would keep what they decompress
         try:
             found = list(islice(self._records, count))
         except UnicodeDecodeError:
@@ -95,17 +96,20 @@ class Fetched:
         """The last record instead of all, if nothing was taken yet and the bytes `telling` are in none of them.
 
         Else none: they are to be taken. To parse those that tell nothing takes longer than all else that is done.
+        Raises KafkaError.
         """
-        if not self._is_whole or telling in self._raw:
+        if not self._whole or telling in self._raw:
             return []
-        if any(one.compression_type or one.is_control_batch or not one.validate_crc() for one in self._batches):
+        if any(one.compression_type or one.is_control_batch or not one.validate_crc() for one in self._whole):
             return []
-        *_, batch = _slices(self._raw)
+        (batch,) = deque(_slices(self._raw), maxlen=1)
+        if len(batch) == _RECORDS_AT:  # what compaction leaves of one
+            return []
         try:
             (last,) = DefaultRecordBatch(_last_alone(batch))
         except UnicodeDecodeError:
             return []
-        self._is_whole, self._records = False, iter(())
+        self._whole, self._records = [], iter(())
         self.offset = last.offset + 1
         return [last]
 
@@ -203,7 +207,7 @@ def _slices(raw: bytes) -> Iterator[bytes]:
 
 def _last_alone(batch: bytes) -> bytes:
     """A batch of the last record, without the others before it and with a checksum that is not its own."""
-    start = end = _COUNT_AT + _COUNT.size
+    start = end = _RECORDS_AT
     while end < len(batch):
         start = end
         length, end = decode_varint(batch, start)

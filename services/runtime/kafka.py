@@ -346,7 +346,8 @@ class PartitionReader:
     ) -> list[LogRecord]:
         """The same, for whoever does not keep them.
 
-        Of an answer in which what `telling` gives at that moment is not to be found, the last record is enough.
+        `telling` is asked when an answer is there. If it gives bytes, of an answer without them the last record is
+        enough; None: all are taken.
         """
         deadline_s = time.monotonic() + timeout_ms / 1000
         with _away("poll"):

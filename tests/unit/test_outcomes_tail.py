@@ -64,7 +64,7 @@ class Log:
 
 @contextlib.asynccontextmanager
 async def following(log: Log) -> AsyncIterator[OutcomesTail]:
-    """A tail of it that waits for as good as ever while nobody waits for an outcome."""
+    """A tail of it."""
 
     def reader_of(partition: int) -> PartitionReader:
         reader = PartitionReader("127.0.0.1:1", "test", "outcomes", partition)
@@ -93,7 +93,7 @@ async def test_outcomes_gather_at_the_broker_until_somebody_waits(monkeypatch: p
     async with following(log) as tail:
         log.append(Issued(4, START_US, SPRING, ANN, R1, 1))
         await seen(tail, 4)
-        log.append(Issued(5, START_US, SPRING, BOB, R2, 2))
+        log.append(Issued(5, START_US, SPRING, BOB, R2, 2), Issued(6, START_US, SPRING, ANN, R1, 3))
         await asyncio.sleep(0.05)
         assert (log.asked, dict(tail.seen())) == ([0], {0: 4})
         waiter = tail.register((SPRING, BOB, R2))
@@ -102,6 +102,12 @@ async def test_outcomes_gather_at_the_broker_until_somebody_waits(monkeypatch: p
         assert told is not None
         assert told.ticket == Ticket(0, 5)
         tail.leave((SPRING, BOB, R2), waiter)
+        log.append(Issued(7, START_US, SPRING, ANN, R1, 4))
+        await seen(tail, 7)
+        asked = list(log.asked)
+        log.append(Issued(8, START_US, SPRING, ANN, R1, 5))
+        await asyncio.sleep(0.05)
+        assert (log.asked, dict(tail.seen())) == (asked, {0: 7})
 
 
 async def test_after_a_while_outcomes_are_read_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
