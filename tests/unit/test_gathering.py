@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from services.runtime import gathering as everybodys
 from services.runtime.gathering import Gathering
 
 LEAST_S, MOST_S, CROWD = 0.01, 0.04, 20.0
@@ -17,16 +19,27 @@ CROWD_PER_S = CROWD / TAKES_S
 """How fast a crowd comes where a batch takes TAKES_S."""
 
 
+def _copied(module: ModuleType) -> ModuleType:
+    """Services of other tests share the event loop: they keep their module, and real time."""
+    spec = module.__spec__
+    assert spec is not None
+    assert spec.loader is not None
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    return copy
+
+
+ours = _copied(everybodys)
+
+
 class Clock:
     """Time that passes when somebody waits in vain, or when a test says so."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now_s = 1_000.0
         self.slept_s = 0.0
-        # Only there: services of other tests share the event loop, and would spin by a wait that takes no time.
-        patch.setattr("services.runtime.gathering.time", SimpleNamespace(monotonic=lambda: self.now_s))
-        fake = SimpleNamespace(timeout=self._timeout, Event=asyncio.Event)
-        patch.setattr("services.runtime.gathering.asyncio", fake)
+        patch.setattr(ours, "time", SimpleNamespace(monotonic=lambda: self.now_s))
+        patch.setattr(ours, "asyncio", SimpleNamespace(timeout=self._timeout, Event=asyncio.Event))
 
     @asynccontextmanager
     async def _timeout(self, seconds: float) -> AsyncIterator[None]:
@@ -46,9 +59,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def made(takes_s: float = TAKES_S) -> Gathering:
     """One that knows for long that a batch takes so many seconds."""
-    gathering = Gathering(least_s=LEAST_S, most_s=MOST_S, crowd=CROWD)
+    gathering = fresh()
     for _ in range(60):
         gathering.took(takes_s)
+    return gathering
+
+
+def fresh() -> Gathering:
+    """One that knows nothing yet."""
+    gathering: Gathering = ours.Gathering(least_s=LEAST_S, most_s=MOST_S, crowd=CROWD)
     return gathering
 
 
@@ -102,7 +121,7 @@ async def test_one_slow_batch_is_soon_forgotten(clock: Clock) -> None:
 
 
 async def test_nobody_is_kept_longer_than_needed_before_it_is_known_what_a_batch_takes(clock: Clock) -> None:
-    gathering = Gathering(least_s=LEAST_S, most_s=MOST_S, crowd=CROWD)
+    gathering = fresh()
     assert await steady_apart_s(clock, gathering, 100 * CROWD_PER_S) == pytest.approx(LEAST_S)
 
 
