@@ -167,8 +167,8 @@ class OutcomesTail:
         self._waiter_count -= 1
         if not waiters:
             del self._waiters[key]
-        if not self._waiters:
-            self._awaited.clear()
+            if not self._waiters:
+                self._awaited.clear()
 
     async def _follow(self, partition: int, stopping: asyncio.Event) -> None:
         reader = self._make_reader(partition)

@@ -110,8 +110,6 @@ async def _find_method_handler(
     """As grpc's own, in which an inner function and its closure hold each other: five objects of each call would stay
     in memory until the collector comes by, and it looks at those of all calls under way, too (docs/decisions/0014)."""
     details = cygrpc._HandlerCallDetails(method, metadata)
-    if not interceptors:
-        return resolver.resolve_handler(details)
     return await cygrpc._run_interceptor(iter(interceptors), resolver.resolve_handler, details)
 
 

@@ -3,43 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from aiokafka.errors import CorruptRecordException, OffsetOutOfRangeError, RecordTooLargeError
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.record.util import calc_crc32c
 
 from services.runtime.fetching import Fetched
-from services.runtime.kafka import KafkaAway, OutOfLog, PartitionReader, records_again, to_records
+from services.runtime.kafka import KafkaAway, Message, OutOfLog, PartitionReader, records_again, to_records
+from tests.unit import batches
+from tests.unit.batches import reader_of, with_checksum
 
-_ATTRIBUTES_AT = 21
-_CRC_AT = 17
-_CONTROL = 0x20
+_COMPRESSED, _CONTROL = 0x01, 0x20
 
 
-def batch(base: int, *values: bytes, control: bool = False) -> bytes:
+def batch(base: int, *values: bytes, attributes: int = 0) -> bytes:
     """As it is in the log."""
-    builder = DefaultRecordBatchBuilder(
-        2, 0, is_transactional=0, producer_id=1, producer_epoch=0, base_sequence=0, batch_size=9_999
-    )
-    for place, value in enumerate(values):
-        builder.append(place, 1_000 + place, b"key", value, [("name", value), ("none", None)])
-    made = builder.build()
-    struct.pack_into(">q", made, 0, base)
-    if control:
-        struct.pack_into(">h", made, _ATTRIBUTES_AT, _CONTROL)
-        struct.pack_into(">I", made, _CRC_AT, calc_crc32c(made[_ATTRIBUTES_AT:]))
-    return bytes(made)
+    messages = [Message(b"key", value, [("name", value), ("none", None)]) for value in values]
+    return batches.batch(base, messages, attributes=attributes)
 
 
 def odd(raw: bytes) -> bytes:
     """With a header's name that is no UTF-8."""
-    changed = bytearray(raw.replace(b"name", b"na\xffe"))
-    struct.pack_into(">I", changed, _CRC_AT, calc_crc32c(changed[_ATTRIBUTES_AT:]))
-    return bytes(changed)
+    return with_checksum(raw.replace(b"name", b"na\xffe"))
 
 
 def taken(fetched: Fetched, step: int = 2) -> list[tuple[int, bytes | None]]:
@@ -50,7 +36,7 @@ def taken(fetched: Fetched, step: int = 2) -> list[tuple[int, bytes | None]]:
 
 
 def test_records_before_the_offset_markers_and_what_is_cut_off_are_left_out() -> None:
-    raw = batch(3, b"a", b"b", b"c") + batch(6, b"marker", control=True) + batch(9, b"d") + batch(10, b"e")[:-1]
+    raw = batch(3, b"a", b"b", b"c") + batch(6, b"marker", attributes=_CONTROL) + batch(9, b"d") + batch(10, b"e")[:-1]
     fetched = Fetched(raw, 4, 11)
     assert (fetched.next_offset, fetched.log_end) == (10, 11)
     assert taken(fetched) == [(4, b"b"), (5, b"c"), (9, b"d")]
@@ -58,7 +44,7 @@ def test_records_before_the_offset_markers_and_what_is_cut_off_are_left_out() ->
 
 
 def test_an_answer_that_ends_with_markers_goes_on_behind_them() -> None:
-    fetched = Fetched(batch(3, b"a") + batch(4, b"marker", control=True), 3, 5)
+    fetched = Fetched(batch(3, b"a") + batch(4, b"marker", attributes=_CONTROL), 3, 5)
     assert taken(fetched) == [(3, b"a")]
     assert fetched.offset == 5
 
@@ -98,14 +84,6 @@ def test_what_is_behind_a_record_that_is_found_again_is_not_looked_at() -> None:
         records_again([fetched], {2})
 
 
-def compressed(raw: bytes) -> bytes:
-    """Says that it is; what is in it is not."""
-    changed = bytearray(raw)
-    struct.pack_into(">h", changed, _ATTRIBUTES_AT, 1)
-    struct.pack_into(">I", changed, _CRC_AT, calc_crc32c(changed[_ATTRIBUTES_AT:]))
-    return bytes(changed)
-
-
 @pytest.mark.parametrize("last", [b"d", b"d" * 3_000])
 def test_of_records_that_tell_nothing_the_last_is_enough(last: bytes) -> None:
     raw = batch(0, b"a", b"b") + batch(2, b"c" * 200, last)
@@ -119,8 +97,8 @@ def test_of_records_that_tell_nothing_the_last_is_enough(last: bytes) -> None:
     "raw",
     [
         batch(0, b"a", b"telling", b"c") + batch(3, b"d"),
-        batch(0, b"a", b"b", b"c") + compressed(batch(3, b"d")),
-        batch(0, b"a", b"b", b"c") + batch(3, b"marker", control=True),
+        batch(0, b"a", b"b", b"c") + batch(3, b"d", attributes=_COMPRESSED),
+        batch(0, b"a", b"b", b"c") + batch(3, b"marker", attributes=_CONTROL),
         batch(0, b"a", b"b", b"c") + batch(3),
         batch(0, b"a", b"b", b"c") + odd(batch(3, b"d")),
     ],
@@ -163,12 +141,6 @@ class Log:
         if isinstance(answer, Exception):
             raise answer
         return Fetched(answer, offset, self._end)
-
-
-def reader_of(log: Log) -> PartitionReader:
-    reader = PartitionReader("127.0.0.1:1", "test", "line", 0)
-    reader._log = log  # type: ignore[assignment]
-    return reader
 
 
 async def polled(reader: PartitionReader, count: int) -> Sequence[bytes | None]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import struct
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from services.domain.model import Changed, ChangeOutcome, Coupon, CouponState, Issued, Ticket, UserId, Verdict
 from services.issuer import outcomes
 from services.issuer.outcomes import OutcomesTail
 from services.runtime import wire
 from services.runtime.fetching import EARLIEST, Fetched, LogRecord
-from services.runtime.kafka import PartitionReader
+from tests.unit.batches import batch, reader_of
 from tests.unit.line import ANN, R1, R2, SPRING, START_US, coupon
 
 BOB = UserId("bob")
@@ -33,15 +31,8 @@ class Log:
         self._grown = asyncio.Event()
 
     def append(self, *verdicts: Verdict) -> None:
-        builder = DefaultRecordBatchBuilder(
-            2, 0, is_transactional=0, producer_id=1, producer_epoch=0, base_sequence=0, batch_size=99_999
-        )
         messages = list(wire.outcome_messages("line", 0, verdicts, {}))
-        for place, (key, value, headers) in enumerate(messages):
-            builder.append(place, 1_000, key, value, list(headers))
-        made = builder.build()
-        struct.pack_into(">q", made, 0, self._end)
-        self._batches.append((self._end, bytes(made)))
+        self._batches.append((self._end, batch(self._end, messages)))
         self._end += len(messages)
         self._grown.set()
 
@@ -65,13 +56,7 @@ class Log:
 @contextlib.asynccontextmanager
 async def following(log: Log) -> AsyncIterator[OutcomesTail]:
     """A tail of it."""
-
-    def reader_of(partition: int) -> PartitionReader:
-        reader = PartitionReader("127.0.0.1:1", "test", "outcomes", partition)
-        reader._log = log  # type: ignore[assignment]
-        return reader
-
-    tail, stopping = OutcomesTail(reader_of, 1, waiters_max=10), asyncio.Event()
+    tail, stopping = OutcomesTail(lambda _: reader_of(log), 1, waiters_max=10), asyncio.Event()
     running = asyncio.create_task(tail.run(stopping))
     await asyncio.wait_for(tail.ready(), PATIENCE_S)
     try:
