@@ -1,13 +1,15 @@
 """Traces of records that are worked on in batches.
 
 A batch has a trace of its own, with links to the sampled records in it; and since links join no traces, each of these
-has its part in its own trace, too. A record that is not sampled costs nothing, but each dead letter leaves a span.
+has its part in its own trace, too. Many that one call has sent have one part together. A record that is not sampled
+costs nothing, but each dead letter leaves a span.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from opentelemetry.trace import SpanContext, SpanKind
@@ -20,6 +22,8 @@ from services.runtime.trace_context import HEADER, SAMPLED, child, is_sampled, p
 
 LINKS_MAX = 128
 """Of one batch's span; OpenTelemetry keeps no more by default."""
+APART_MAX = 16
+"""So many records of one sender have spans of their own; a sampled call of 1,000 would cost more than all the others."""
 
 Headers = Sequence[tuple[str, bytes | None]]
 Traces = Mapping[int, bytes]
@@ -60,9 +64,9 @@ def sent(topic: str, partition: int, traces: Traces, began_ns: int) -> None:
     if not telemetry.is_on():
         return
     attributes, ended_ns = messaging(topic, partition, "send", "send"), time.time_ns()
-    for offset, context in _sampled(traces):
-        ticket = {"firstcome.ticket": f"{partition}-{offset}"}
-        emit(f"send {topic}", SpanKind.PRODUCER, child(context), context, began_ns, ended_ns, {**attributes, **ticket})
+    for offsets, context in _sampled(traces):
+        place = _tickets(partition, offsets)
+        emit(f"send {topic}", SpanKind.PRODUCER, child(context), context, began_ns, ended_ns, {**attributes, **place})
 
 
 def redriven(topic: str, partition: int, headers: Headers, offset: int, began_ns: int) -> None:
@@ -99,10 +103,23 @@ def trace_id(headers: Headers) -> str | None:
     return None if context is None else f"{context.trace_id:032x}"
 
 
-def _sampled(traces: Traces) -> list[tuple[int, SpanContext]]:
-    """Those that are kept, each the span that sent the record at that offset."""
-    parsed = [(offset, parse(value)) for offset, value in traces.items() if is_sampled(value)]
-    return [(offset, context) for offset, context in parsed if context is not None]
+def _sampled(traces: Traces) -> list[tuple[Sequence[int], SpanContext]]:
+    """Those that are kept: the span that sent the records at these offsets, one or more than APART_MAX."""
+    senders: dict[bytes, list[int]] = defaultdict(list)
+    for offset, value in traces.items():
+        if is_sampled(value):
+            senders[value].append(offset)
+    kept: list[tuple[Sequence[int], SpanContext]] = []
+    for value, offsets in senders.items():
+        if (context := parse(value)) is not None:
+            kept += [(part, context) for part in ([[one] for one in offsets] if len(offsets) <= APART_MAX else [offsets])]
+    return kept
+
+
+def _tickets(partition: int, offsets: Sequence[int]) -> dict[str, str | int]:
+    """Which records a span is about; of many, the first and how many they are."""
+    first: dict[str, str | int] = {"firstcome.ticket": f"{partition}-{offsets[0]}"}
+    return first if len(offsets) == 1 else {**first, "messaging.batch.message_count": len(offsets)}
 
 
 def _write(
@@ -133,8 +150,8 @@ def _write(
     emit(query, SpanKind.CLIENT, child(batch), batch, *worked_ns, stored, error=error)
 
     since_read_ns = polled_ns[1], ended_ns
-    for offset, sender in kept:
-        place: Attributes = {"messaging.kafka.offset": offset, "firstcome.ticket": f"{partition}-{offset}"}
+    for offsets, sender in kept:
+        place: Attributes = {"messaging.kafka.offset": offsets[0], **_tickets(partition, offsets)}
         own = child(sender)
         emit(polling, SpanKind.CLIENT, child(sender), sender, *polled_ns, {**poll, **place})
         emit(working, SpanKind.CONSUMER, own, sender, *since_read_ns, {**work, **place}, links=[batch], error=error)

@@ -38,6 +38,8 @@ LOOK_UP = "SELECT ledger_progress coupon user_coupon"
 SETTLE = "UPDATE ledger_progress; SELECT coupon user_coupon; COPY user_coupon rejected_issue; UPDATE coupon"
 FILE = "UPDATE ledger_progress; INSERT dead_letter_action dead_letter"
 CROWD = 60
+LARGE = 40
+"""More requests of one call than have spans of their own."""
 
 
 @pytest.fixture
@@ -122,13 +124,17 @@ async def test_each_sampled_ticket_of_a_rush_is_one_trace_with_all_its_parts(fre
                 )
             )
             batched, metadata = header()
+            large, large_metadata = header()
             coupon = f"coupons/{coupon_id}"
-            await client.adjust(coupon_id, 10)
-            asked = [issuer_pb2.IssueCouponRequest(coupon=coupon, user_id=f"b{n}") for n in range(3)]
-            answer = await client.issuer.BatchIssueCoupons(
-                issuer_pb2.BatchIssueCouponsRequest(requests=asked), timeout=20, metadata=(("traceparent", metadata),)
-            )
-            assert [result.WhichOneof("result") for result in answer.results] == ["issuance"] * 3
+            await client.adjust(coupon_id, 10 + LARGE)
+            for number, traceparent in ((3, metadata), (LARGE, large_metadata)):
+                asked = [issuer_pb2.IssueCouponRequest(coupon=coupon, user_id=f"b{number}-{n}") for n in range(number)]
+                request = issuer_pb2.BatchIssueCouponsRequest(requests=asked)
+                answer = await client.issuer.BatchIssueCoupons(
+                    request, timeout=20, metadata=(("traceparent", traceparent),)
+                )
+                assert [result.WhichOneof("result") for result in answer.results] == ["issuance"] * number
+                first_of_large = answer.results[0].issuance.ticket
             # Two that can't be processed: a kept one, and one that nobody would know of.
             partition = home(coupon_id)
             bad = dict([header(), header(sampled=False)])
@@ -189,6 +195,10 @@ async def test_each_sampled_ticket_of_a_rush_is_one_trace_with_all_its_parts(fre
     batch_sent = one(traces[batched], f"send {topics.line}", "PRODUCER")
     assert batch_sent.attributes["messaging.batch.message_count"] == 3
     assert len([s for s in traces[batched] if s.name == f"process {topics.line}"]) == 3
+    for name, kind in ((f"process {topics.line}", "CONSUMER"), (f"send {topics.outcomes}", "PRODUCER")):
+        together = one(traces[large], name, kind)
+        assert together.attributes["messaging.batch.message_count"] == LARGE
+        assert together.attributes["firstcome.ticket"] == first_of_large
 
     known, unknown = bad
     named = {s.name for s in traces[known]}
