@@ -23,7 +23,7 @@ from services.runtime.trace_context import HEADER, SAMPLED, child, is_sampled, p
 LINKS_MAX = 128
 """Of one batch's span; OpenTelemetry keeps no more by default."""
 APART_MAX = 16
-"""So many records of one sender have spans of their own; a sampled call of 1,000 would cost more than all the others."""
+"""So many records of one sender have spans of their own; a sampled call of 1,000 would cost more than all else."""
 
 Headers = Sequence[tuple[str, bytes | None]]
 Traces = Mapping[int, bytes]
@@ -112,7 +112,8 @@ def _sampled(traces: Traces) -> list[tuple[Sequence[int], SpanContext]]:
     kept: list[tuple[Sequence[int], SpanContext]] = []
     for value, offsets in senders.items():
         if (context := parse(value)) is not None:
-            kept += [(part, context) for part in ([[one] for one in offsets] if len(offsets) <= APART_MAX else [offsets])]
+            parts = [[offset] for offset in offsets] if len(offsets) <= APART_MAX else [offsets]
+            kept += [(part, context) for part in parts]
     return kept
 
 
