@@ -95,5 +95,5 @@ class ChangePath:
 def _message(event: events_pb2.CouponChangeRequestedEvent, traceparent: bytes | None) -> Message:
     ce_id = f"{event.coupon_id}/{event.request_id}"
     ce_time = wire.rfc3339(time.time_ns() // 1_000_000 * 1_000)
-    headers = wire.request_headers(wire.CHANGE_REQUESTED, ce_id, ce_time, traceparent)
+    headers = wire.request_headers(wire.CHANGE_REQUESTED, ce_id, ce_time, traceparent, awaited=True)
     return Message(event.coupon_id.encode(), event.SerializeToString(), headers)

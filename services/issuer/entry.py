@@ -248,9 +248,8 @@ def _messages(places: Sequence[Place]) -> list[Message]:
     for place in places:
         coupon_id, user_id, request_id, _ = place.call
         event.coupon_id, event.user_id, event.request_id = coupon_id, user_id, request_id
-        headers = wire.request_headers(
-            wire.ISSUE_REQUESTED, f"{coupon_id}/{user_id}/{request_id}", ce_time, place.traceparent
-        )
+        ce_id, awaited = f"{coupon_id}/{user_id}/{request_id}", place.waiter is not None
+        headers = wire.request_headers(wire.ISSUE_REQUESTED, ce_id, ce_time, place.traceparent, awaited=awaited)
         messages.append(make_message((coupon_id.encode(), event.SerializeToString(), headers)))
     return messages
 

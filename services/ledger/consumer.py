@@ -18,6 +18,7 @@ from services.runtime.fetching import Fetched
 from services.runtime.gathering import Gathering
 from services.runtime.instruments import Gauge
 from services.runtime.kafka import (
+    AWAITED,
     KafkaAway,
     Message,
     PartitionReader,
@@ -47,8 +48,13 @@ FIRST_IDLE_MS = 100
 """The first idle moment after work is short, for behind it the table is told that all is published."""
 GATHER_LEAST_S, GATHER_MOST_S, CROWD = 0.01, 0.08, 20.0
 """Batches of a partition begin so far apart, by how many records come during a transaction; see docs/decisions/0015."""
+PATIENT_BEHIND = 10
+"""So many batches without a record whose sender waits for the verdict, and the next ones may be further apart."""
 ANSWER_MS = 5
 """How long to wait, where batches follow each other closely, for what the broker is known to have."""
+
+
+_AWAITED = AWAITED.encode()
 
 
 class TooManyDeadLetters(Halted):
@@ -118,6 +124,8 @@ class PartitionLedger(PartitionWorker):
         self._published_offset = 0
         self._dlq_offset = 0
         self._gathering = Gathering(least_s=GATHER_LEAST_S, most_s=GATHER_MOST_S, crowd=CROWD)
+        self._unawaited = 0
+        """How many batches there were since the last with a record whose sender waits."""
         self._filled = False
         """Whether the last batch was as large as one may be."""
 
@@ -185,6 +193,7 @@ class PartitionLedger(PartitionWorker):
             if self._line.answer not in answers[-1:]:
                 answers.append(self._line.answer)
                 size += self._line.answer.size
+                self._unawaited = 0 if self._line.answer.has(_AWAITED) else self._unawaited
             self._filled = len(decoded) >= records_max or size >= ANSWERS_BYTES_MAX
             if self._filled:
                 break
@@ -194,7 +203,8 @@ class PartitionLedger(PartitionWorker):
             step = await self._line.take(max_records=step_max, timeout_ms=ANSWER_MS if more else 0)
         if last is None:
             return None
-        self._gathering.begin(len(decoded))
+        self._unawaited += 1
+        self._gathering.begin(len(decoded), patient=self._unawaited > PATIENT_BEHIND)
         if self._known:
             decoded = [self._as_known(one) for one in decoded]
         (kept,) = to_records([last])

@@ -98,7 +98,7 @@ class Fetched:
         Else none: they are to be taken. To parse those that tell nothing takes longer than all else that is done.
         Raises KafkaError.
         """
-        if not self._whole or telling in self._raw:
+        if not self._whole or self.has(telling):
             return []
         if any(one.compression_type or one.is_control_batch or not one.validate_crc() for one in self._whole):
             return []
@@ -123,6 +123,10 @@ class Fetched:
             return _among(_batches(self._raw), offsets)
         except UnicodeDecodeError:
             return _among(_lenient_batches(self._raw), offsets)
+
+    def has(self, text: bytes) -> bool:
+        """Whether these bytes are in it, in whatever place of whatever record; in a compressed one none are found."""
+        return text in self._raw
 
     @property
     def size(self) -> int:

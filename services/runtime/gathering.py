@@ -6,6 +6,10 @@ import asyncio
 import contextlib
 import time
 
+PATIENCE = 2.0
+"""So many times as far apart are batches, in the end, that nobody waits for."""
+LONG_BEFORE = 0.9
+"""As BEFORE, of how much of a crowd there is: patience is for what lasts."""
 BEFORE = 0.75
 """How much a batch counts beside the one after it: what comes in rounds itself comes unevenly, and so does what a batch
 takes."""
@@ -31,6 +35,7 @@ class Gathering:
         self._crowd = crowd
         self._takes_s = 0.0
         self._apart_s = 0.0
+        self._crowded = 0.0
         self._items = self._items_s = 0.0
         self._began_s = 0.0
         self._most, self._expected = 0, 0.0
@@ -56,14 +61,21 @@ class Gathering:
         if waiting >= self._expected:
             self._all_here.set()
 
-    def begin(self, count: int) -> None:
-        """A batch of so many items begins now."""
+    def begin(self, count: int, *, patient: bool = False) -> None:
+        """A batch of so many items begins now. `patient`: nobody waits for what comes of the next one.
+
+        From half a crowd on that has lasted, its patience grows with the crowd.
+        """
         now_s = time.monotonic()
         since_s = min(max(now_s - self._began_s, 1e-3), PAUSE_BATCHES * self._most_s)
         self._items = BEFORE * self._items + count
         self._items_s = BEFORE * self._items_s + since_s
         meanwhile = self._items / self._items_s * self._takes_s
-        self._apart_s = min(max(self._most_s * meanwhile / self._crowd, self._least_s), self._most_s)
+        crowded = min(meanwhile / self._crowd, 1.0)
+        self._crowded = LONG_BEFORE * self._crowded + (1 - LONG_BEFORE) * crowded
+        self._apart_s = max(self._most_s * crowded, self._least_s)
+        if patient:
+            self._apart_s *= max(PATIENCE * self._crowded, 1.0)
         self._began_s = now_s
         self._most, self._expected = count, max(self._most, REMEMBERED * self._expected)
 

@@ -33,6 +33,8 @@ log = get_logger(__name__)
 CE_ID = "ce_id"
 CE_TYPE = "ce_type"
 TRACEPARENT = "traceparent"
+AWAITED = "verdict-awaited"
+"""Of a record whose sender waits for the verdict. It changes nothing but when the ledger begins its next batch."""
 REDRIVE_OF = "redrive-of"
 REDRIVE_ORIGINAL_TIMESTAMP = "redrive-original-timestamp"
 REDRIVE_ATTEMPT = "redrive-attempt"

@@ -245,20 +245,28 @@ class Refusal(Exception):
         return detail
 
 
-_INFO = error_details_pb2.ErrorInfo(domain=DOMAIN)
-_ABOUT = Status()
-_ABOUT.details.add().Pack(_INFO)
-"""Both are filled again for each refusal: to make them costs more."""
+_SOME_REQUEST = b"?" * 36
+"""In the place of a request_id in bytes made for all: a UUID is as long."""
 
 
 def _with_info(reason: str, metadata: Mapping[str, str]) -> bytes:
-    """A Status with the ErrorInfo alone."""
-    _INFO.reason = reason
-    _INFO.metadata.clear()
-    for name, value in metadata.items():
-        _INFO.metadata[name] = value
-    _ABOUT.details[0].value = _INFO.SerializeToString()
-    about: bytes = _ABOUT.SerializeToString()
+    """A Status with the ErrorInfo alone. Most differ by their request_id only."""
+    if len(metadata) == 1:
+        request_id = metadata.get("request_id", "").encode()
+        if len(request_id) == len(_SOME_REQUEST):
+            return _of_some_request(reason).replace(_SOME_REQUEST, request_id)
+    return _info(reason, metadata)
+
+
+@lru_cache(maxsize=len(CATALOGUE))
+def _of_some_request(reason: str) -> bytes:
+    return _info(reason, {"request_id": _SOME_REQUEST.decode()})
+
+
+def _info(reason: str, metadata: Mapping[str, str]) -> bytes:
+    status = Status()
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata))
+    about: bytes = status.SerializeToString()
     return about
 
 

@@ -135,10 +135,13 @@ def coupon_message(coupon: Coupon, state: CouponState) -> coupon_pb2.Coupon:
 
 
 def request_headers(
-    ce_type: str, ce_id: str, ce_time: bytes, traceparent: bytes | None
+    ce_type: str, ce_id: str, ce_time: bytes, traceparent: bytes | None, *, awaited: bool = False
 ) -> list[tuple[str, bytes | None]]:
-    """CloudEvents' headers of a record that the issuer puts on the line."""
-    return _headers(ce_type, ce_id.encode(), ISSUER_SOURCE, ce_time, traceparent)
+    """CloudEvents' headers of a record that the issuer puts on the line, and whether it waits for the verdict."""
+    headers = _headers(ce_type, ce_id.encode(), ISSUER_SOURCE, ce_time, traceparent)
+    if awaited:
+        headers.append((kafka.AWAITED, b""))
+    return headers
 
 
 def corrected_headers(

@@ -119,6 +119,26 @@ async def test_how_long_each_transaction_took_is_known_to_what_keeps_batches_apa
     assert min(taken_s) > 0.04
 
 
+async def test_batches_are_further_apart_only_where_for_long_nobody_has_waited(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient: list[bool] = []
+    monkeypatch.setattr(Gathering, "begin", lambda _, count, *, patient=False, told=patient: told.append(patient))
+    batches_of(1, monkeypatch)
+    plain = issue("ann")
+    awaited = Message(plain.key, plain.value, [*plain.headers, (kafka.AWAITED, b"")])
+    before = consumer.PATIENT_BEHIND
+    async with world.running(world.ledger()):
+        await world.put(*([plain] * (before + 2)))
+        await world.rest()
+        await world.put(awaited)
+        await world.rest()
+        await world.put(plain)
+        await world.rest()
+    assert patient == [False] * before + [True] * 2 + [False] * 2
+    assert await world.verdicts() == ["COUPON_NOT_FOUND"] * (before + 4)
+
+
 async def test_an_empty_partition_is_at_rest_at_its_beginning(world: World) -> None:
     await world.settle()
     row = await world.progress()

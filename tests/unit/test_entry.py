@@ -17,7 +17,7 @@ from services.issuer.line import Line
 from services.issuer.outcomes import OutcomesTail
 from services.issuer.validation import IssueCall
 from services.runtime.coalesce import QueueFull
-from services.runtime.kafka import Appended, KafkaAway, Message
+from services.runtime.kafka import AWAITED, Appended, KafkaAway, Message
 from services.runtime.postgres import DatabaseAway
 from tests.contract.issuing import eventually
 
@@ -51,6 +51,7 @@ class Appending:
         self.stuck: set[int] = set()
         self.appended: dict[int, list[bytes]] = defaultdict(list)
         self.asked: dict[int, int] = defaultdict(int)
+        self.awaited: list[bool] = []
         self.fails: Exception | None = None
 
     def end(self, partition: int) -> int:
@@ -64,6 +65,7 @@ class Appending:
             raise self.fails
         log = self.appended[partition]
         log += [message.value or b"" for message in messages]
+        self.awaited += [(AWAITED, b"") in message.headers for message in messages]
         return [Appended(len(log) - len(messages) + place, 1_000) for place in range(len(messages))]
 
 
@@ -103,6 +105,12 @@ async def test_a_crowd_goes_in_few_rounds_and_each_gets_its_own_place(world: Wor
     assert [place.offset for place, _ in came] == list(range(ROUND_MAX + 10))
     assert world.admission.asked == [ROUND_MAX, 10]
     assert all(place.call.user_id.encode() in world.line.appended[0][place.offset] for place, _ in came)
+
+
+async def test_only_the_record_of_who_waits_says_so(world: World) -> None:
+    came = [world.come(wait=wait) for wait in (False, True, False)]
+    await asyncio.gather(*(task for _, task in came))
+    assert world.line.awaited == [False, True, False]
 
 
 async def test_who_is_there_is_who_is_neither_told_nor_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

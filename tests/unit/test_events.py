@@ -55,7 +55,7 @@ def sent(ce_type: str) -> Message:
     """A record as the services write it, with all headers that it may have."""
     if ce_type in OUTCOMES:
         return wire.outcome_message("line", 0, wire.Outcome(7, 0, b"spring", ce_type, b""), TRACE)
-    message = Message(b"spring", b"", wire.request_headers(ce_type, "id", b"time", TRACE))
+    message = Message(b"spring", b"", wire.request_headers(ce_type, "id", b"time", TRACE, awaited=True))
     return wire.redrive_message(Ticket(0, 7), 0, 1, message.key, message.value, message.headers)
 
 

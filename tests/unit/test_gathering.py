@@ -71,11 +71,11 @@ def fresh() -> Gathering:
     return gathering
 
 
-async def steady_apart_s(clock: Clock, gathering: Gathering, per_s: float) -> float:
+async def steady_apart_s(clock: Clock, gathering: Gathering, per_s: float, *, patient: bool = False) -> float:
     """How far apart batches begin after many of a steady stream."""
-    for _ in range(30):
+    for _ in range(60):
         clock.now_s += 0.1
-        gathering.begin(round(per_s / 10))
+        gathering.begin(round(per_s / 10), patient=patient)
     return await waited_s(clock, gathering)
 
 
@@ -104,6 +104,24 @@ async def test_the_more_come_during_one_the_further_apart_within_limits(clock: C
     assert await apart_s(crowd_per_s / 2) == pytest.approx(MOST_S / 2, rel=0.01)
     assert await apart_s(crowd_per_s) == pytest.approx(MOST_S, rel=0.01)
     assert await apart_s(100 * crowd_per_s) == pytest.approx(MOST_S)
+
+
+async def test_batches_of_a_lasting_crowd_that_nobody_waits_for_are_further_apart(clock: Clock) -> None:
+    async def apart_s(crowds: float) -> float:
+        return await steady_apart_s(clock, made(), crowds * CROWD_PER_S, patient=True)
+
+    assert await apart_s(0.01) == pytest.approx(LEAST_S)
+    assert await apart_s(0.5) == pytest.approx(MOST_S / 2, rel=0.01)
+    assert await apart_s(0.75) == pytest.approx(0.75 * MOST_S * 0.75 * ours.PATIENCE, rel=0.02)
+    assert await apart_s(100) == pytest.approx(MOST_S * ours.PATIENCE, rel=0.02)
+
+
+async def test_a_crowd_of_a_moment_makes_no_patience(clock: Clock) -> None:
+    gathering = made()
+    await steady_apart_s(clock, gathering, CROWD_PER_S / 10, patient=True)
+    clock.now_s += 0.1
+    gathering.begin(round(3 * CROWD_PER_S / 10), patient=True)
+    assert MOST_S * 0.5 < await waited_s(clock, gathering) <= MOST_S
 
 
 async def test_who_comes_alone_pays_nothing_for_a_batch_that_took_long(clock: Clock) -> None:

@@ -54,6 +54,25 @@ def test_what_many_are_told_is_of_their_own_request_and_nobody_can_change_it() -
                     part.Clear()
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"request_id": "0af76519-16cd-43dd-8448-eb211c80319c"},
+        {"request_id": "1bf76519-16cd-43dd-8448-eb211c80319d", "ticket": "0-1"},
+        {"request_id": "?" * 36},
+        {"request_id": "\u00e4" * 18},
+        {"request_id": "\u00e4" * 36},
+        {"role": "0af76519-16cd-43dd-8448-eb211c80319c"},
+    ],
+)
+def test_the_metadata_is_the_refusals_own_whatever_it_is(metadata: dict[str, str]) -> None:
+    for reason in ("SOLD_OUT", "OVERLOADED", "SOLD_OUT"):
+        info = error_details_pb2.ErrorInfo()
+        assert Refusal(reason, "said", metadata=metadata).status().details[0].Unpack(info)
+        assert (info.reason, info.domain, dict(info.metadata)) == (reason, "firstcome", metadata)
+
+
 def test_what_is_worth_trying_again_says_when() -> None:
     assert {reason for reason, row in CATALOGUE.items() if row.detail is Detail.RETRY} == _RETRIED
     unavailable_codes = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
