@@ -36,7 +36,7 @@ _JVM_OPTIONS: Final = (
     "-Xmx512m",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
-    # Together some 8 % less CPU time a request, where the kernel gives huge pages on request; else Java goes on without.
+    # Together some 8 % less CPU time a request. Where the kernel gives no huge pages, Java goes on without.
     "-XX:+UseTransparentHugePages",
     "-XX:+UseCompactObjectHeaders",
     "-XX:+ExitOnOutOfMemoryError",
