@@ -49,11 +49,9 @@ FIRST_IDLE_MS = 100
 GATHER_LEAST_S, GATHER_MOST_S, CROWD = 0.01, 0.08, 20.0
 """Batches of a partition begin so far apart, by how many records come during a transaction; see docs/decisions/0015."""
 PATIENT_BEHIND = 10
-"""So many batches without a record whose sender waits for the verdict, and the next ones may be further apart."""
+"""Behind so many batches without a record whose sender waits for the verdict, the next may be further apart."""
 ANSWER_MS = 5
 """How long to wait, where batches follow each other closely, for what the broker is known to have."""
-
-
 _AWAITED = AWAITED.encode()
 
 
@@ -193,7 +191,8 @@ class PartitionLedger(PartitionWorker):
             if self._line.answer not in answers[-1:]:
                 answers.append(self._line.answer)
                 size += self._line.answer.size
-                self._unawaited = 0 if self._line.answer.has(_AWAITED) else self._unawaited
+                if self._line.answer.has(_AWAITED):
+                    self._unawaited = 0
             self._filled = len(decoded) >= records_max or size >= ANSWERS_BYTES_MAX
             if self._filled:
                 break

@@ -62,9 +62,10 @@ class Gathering:
             self._all_here.set()
 
     def begin(self, count: int, *, patient: bool = False) -> None:
-        """A batch of so many items begins now. `patient`: nobody waits for what comes of the next one.
+        """A batch of so many items begins now.
 
-        From half a crowd on that has lasted, its patience grows with the crowd.
+        `patient`: nobody waits for what comes of the next one, which is then further away, the more of a crowd has
+        lasted, from half of one on.
         """
         now_s = time.monotonic()
         since_s = min(max(now_s - self._began_s, 1e-3), PAUSE_BATCHES * self._most_s)

@@ -100,8 +100,9 @@ def rfc3339(time_us: int) -> bytes:
     return datetime.fromtimestamp(time_us / 1_000_000, UTC).isoformat(timespec="milliseconds").encode()
 
 
+@lru_cache(maxsize=4096)
 def parse_rfc3339(text: bytes) -> int:
-    """`ce_time` as microseconds since the epoch; 0 where it is no time."""
+    """`ce_time` as microseconds since the epoch; 0 where it is no time. Cached as above."""
     try:
         return round(datetime.fromisoformat(text.decode()).timestamp() * 1000) * 1000
     except ValueError:
