@@ -47,9 +47,10 @@ IDLE_MS = 1_000
 FIRST_IDLE_MS = 100
 """The first idle moment after work is short, for behind it the table is told that all is published."""
 GATHER_LEAST_S, GATHER_MOST_S, CROWD = 0.01, 0.08, 20.0
-"""Batches of a partition begin so far apart, by how many records come during a transaction; see docs/decisions/0015."""
+"""Batches of a partition begin so far apart, by how many records come during a transaction, and up to twice as far
+where nobody waits for a verdict; see docs/decisions/0015."""
 PATIENT_BEHIND = 10
-"""Behind so many batches without a record whose sender waits for the verdict, the next may be further apart."""
+"""Behind so many batches without a record whose sender waits, the next may be further apart."""
 ANSWER_MS = 5
 """How long to wait, where batches follow each other closely, for what the broker is known to have."""
 _AWAITED = AWAITED.encode()

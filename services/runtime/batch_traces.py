@@ -1,8 +1,8 @@
 """Traces of records that are worked on in batches.
 
 A batch has a trace of its own, with links to the sampled records in it; and since links join no traces, each of these
-has its part in its own trace, too. Many that one call has sent have one part together. A record that is not sampled
-costs nothing, but each dead letter leaves a span.
+has its part in its own trace, too. Many with the same traceparent, as of one call, have one part together. A record
+that is not sampled costs nothing, but each dead letter leaves a span.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from services.runtime.trace_context import HEADER, SAMPLED, child, is_sampled, p
 LINKS_MAX = 128
 """Of one batch's span; OpenTelemetry keeps no more by default."""
 APART_MAX = 16
-"""So many records of one sender have spans of their own; a sampled call of 1,000 would cost more than all else."""
+"""So many records of one traceparent have spans of their own: those of a sampled call of 1,000 cost a batch path of
+which one call in a hundred is sampled a tenth of its speed."""
 
 Headers = Sequence[tuple[str, bytes | None]]
 Traces = Mapping[int, bytes]

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import time
 
-PATIENCE = 2.0
-"""So many times as far apart are batches, in the end, that nobody waits for."""
-LONG_BEFORE = 0.9
-"""As BEFORE, of how much of a crowd there is: patience is for what lasts."""
 BEFORE = 0.75
 """How much a batch counts beside the one after it: what comes in rounds itself comes unevenly, and so does what a batch
 takes."""
+PATIENCE = 2.0
+"""So many times as far apart are batches of a crowd that nobody waits for."""
+LONG_BEFORE = 0.9
+"""As BEFORE, of how much of a crowd there is: patience is for what lasts."""
 PAUSE_BATCHES = 5
 """A pause counts as so many batches' time at most: behind it the rate is known again within a few."""
 REMEMBERED = 0.9
@@ -64,8 +64,8 @@ class Gathering:
     def begin(self, count: int, *, patient: bool = False) -> None:
         """A batch of so many items begins now.
 
-        `patient`: nobody waits for what comes of the next one, which is then further away, the more of a crowd has
-        lasted, from half of one on.
+        `patient`: nobody has lately waited for what comes of one. The next is up to PATIENCE times as far away then, by
+        how much of a crowd has lasted.
         """
         now_s = time.monotonic()
         since_s = min(max(now_s - self._began_s, 1e-3), PAUSE_BATCHES * self._most_s)

@@ -100,9 +100,8 @@ def rfc3339(time_us: int) -> bytes:
     return datetime.fromtimestamp(time_us / 1_000_000, UTC).isoformat(timespec="milliseconds").encode()
 
 
-@lru_cache(maxsize=4096)
 def parse_rfc3339(text: bytes) -> int:
-    """`ce_time` as microseconds since the epoch; 0 where it is no time. Cached as above."""
+    """`ce_time` as microseconds since the epoch; 0 where it is no time."""
     try:
         return round(datetime.fromisoformat(text.decode()).timestamp() * 1000) * 1000
     except ValueError:
@@ -138,7 +137,7 @@ def coupon_message(coupon: Coupon, state: CouponState) -> coupon_pb2.Coupon:
 def request_headers(
     ce_type: str, ce_id: str, ce_time: bytes, traceparent: bytes | None, *, awaited: bool = False
 ) -> list[tuple[str, bytes | None]]:
-    """CloudEvents' headers of a record that the issuer puts on the line, and whether it waits for the verdict."""
+    """CloudEvents' headers of a record that the issuer puts on the line; `awaited`: somebody waits for its verdict."""
     headers = _headers(ce_type, ce_id.encode(), ISSUER_SOURCE, ce_time, traceparent)
     if awaited:
         headers.append((kafka.AWAITED, b""))

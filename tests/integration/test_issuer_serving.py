@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from services.issuer import __main__ as issuer_main
 from services.issuer.outcomes import OutcomesTail
 from services.runtime.config import issuer_config
-from services.runtime.kafka import PartitionReader, Topics
+from services.runtime.kafka import AWAITED, PartitionReader, Topics
 from stack import Stack, free_port
 from tests.conftest import TEST_PARTITIONS
 from tests.contract.issuing import (
@@ -28,6 +28,7 @@ from tests.contract.issuing import (
     System,
     eventually,
     health_of,
+    home,
     impatient,
     new_id,
 )
@@ -225,3 +226,18 @@ async def test_callers_that_go_away_leave_no_waiter_behind(fresh: System) -> Non
 async def _ended(call: Any) -> None:
     with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
         await call
+
+
+async def test_records_say_whether_their_sender_waits_for_the_verdict(fresh: System) -> None:
+    coupon_id = new_id()
+    async with fresh.issuer() as issuer, fresh.ledger():
+        await issuer.create(coupon_id)
+        await issuer.issue(coupon_id, "ann", wait=True)
+        await issuer.issue(coupon_id, "bob")
+        requests = [
+            issuer_pb2.IssueCouponRequest(coupon=f"coupons/{coupon_id}", user_id=user, wait=wait)
+            for user, wait in (("cem", True), ("dan", False))
+        ]
+        await issuer.issuer.BatchIssueCoupons(issuer_pb2.BatchIssueCouponsRequest(requests=requests), timeout=20)
+    records = await fresh.records(fresh.topics.line, home(coupon_id))
+    assert [record.header(AWAITED) for record in records.values()] == [b"", b"", None, b"", None]

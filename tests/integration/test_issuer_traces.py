@@ -197,6 +197,7 @@ async def test_each_sampled_ticket_of_a_rush_is_one_trace_with_all_its_parts(fre
     assert len([s for s in traces[batched] if s.name == f"process {topics.line}"]) == 3
     for name, kind in ((f"process {topics.line}", "CONSUMER"), (f"send {topics.outcomes}", "PRODUCER")):
         together = one(traces[large], name, kind)
+        assert together.parent_id == one(traces[large], f"send {topics.line}", "PRODUCER").span_id
         assert together.attributes["messaging.batch.message_count"] == LARGE
         assert together.attributes["firstcome.ticket"] == first_of_large
 
