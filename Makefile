@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
 SHELL := bash
-PYTHON ?= python3
+# The python3 on the path, unless that one is slow and the distribution's will do.
+PYTHON ?= $(or $(shell python3 -I stack/interpreter.py),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 # How many test files run at once: much of a test is waiting.
@@ -21,7 +22,7 @@ image = (cd $(1) && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I. -I$(GOOGLE_
 
 $(VENV)/.ready: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "firstcome needs Python 3.11 or later; set PYTHON=python3.x")'
-	@echo "installing into $(VENV) …" >&2
+	@echo "installing into $(VENV), with $(PYTHON) …" >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
 	@touch $@
