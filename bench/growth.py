@@ -5,11 +5,13 @@ The sizes take turns, as everything does whose ratio counts: loading takes minut
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from itertools import pairwise
 
 from bench.batches import BATCH, CALLERS, PROCESSES
 from bench.load import Load
@@ -24,6 +26,8 @@ HASHES = 1 << 32
 CHUNK_ROWS = 20_000
 STOCK = 5_000_000
 COPY_TIMEOUT_S = 900
+LOADERS = 2
+"""As many as there are cores."""
 _COLUMNS = (
     "user_id", "coupon_id", "request_id", "sequence", "ticket_partition", "ticket_offset", "accepted_at", "issued_at",
 )  # fmt: skip
@@ -79,25 +83,25 @@ def _load(ours: Firstcome, coupon_id: str, requests: int) -> Load:
 
 async def _preload(ours: Firstcome, count: int) -> None:
     """So many rows of other coupons, by COPY; then statistics, and no checkpoint left to be made."""
-    async with ours.database.acquire() as database:
-        await database.execute(
-            _COUPONS,
-            PRELOADED_PARTITION,
-            ROWS_A_COUPON,
-            (count - 1) // ROWS_A_COUPON,
+    database = ours.database
+    await database.execute(_COUPONS, PRELOADED_PARTITION, ROWS_A_COUPON, (count - 1) // ROWS_A_COUPON)
+    bounds = [count * part // LOADERS for part in range(LOADERS + 1)]
+    copies = (
+        database.copy_to_table(
+            "user_coupon", source=_rows(count, *part), columns=_COLUMNS, format="text", timeout=COPY_TIMEOUT_S
         )
-        await database.copy_to_table(
-            "user_coupon", source=_rows(count), columns=_COLUMNS, format="text", timeout=COPY_TIMEOUT_S
-        )
-        await database.execute("VACUUM (ANALYZE, INDEX_CLEANUP OFF) user_coupon", timeout=COPY_TIMEOUT_S)
-        await database.execute("CHECKPOINT", timeout=COPY_TIMEOUT_S)
+        for part in pairwise(bounds)
+    )
+    await asyncio.gather(*copies)
+    await database.execute("VACUUM (ANALYZE, INDEX_CLEANUP OFF) user_coupon", timeout=COPY_TIMEOUT_S)
+    await database.execute("CHECKPOINT", timeout=COPY_TIMEOUT_S)
 
 
-async def _rows(count: int) -> AsyncIterator[bytes]:
-    """In the order of the key, which loads fast; the users of the load fall between them."""
+async def _rows(count: int, first: int, end: int) -> AsyncIterator[bytes]:
+    """Part of so many, in the order of the key, which loads fast; the users of the load fall between them."""
     request_id = uuid.uuid4()
-    for first in range(0, count, CHUNK_ROWS):
-        numbers = range(first, min(first + CHUNK_ROWS, count))
+    for start in range(first, end, CHUNK_ROWS):
+        numbers = range(start, min(start + CHUNK_ROWS, end))
         yield "".join(
             f"{n * HASHES // count:08x}-{n}\tpreloaded-{n // ROWS_A_COUPON}\t{request_id}\t"
             f"{n % ROWS_A_COUPON + 1}\t{PRELOADED_PARTITION}\t{n}\t{_TIME}\t{_TIME}\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import subprocess
-import tarfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,12 +36,13 @@ def last_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The code of the last release, from the history."""
     commit = (ROOT / "released" / "VERSION").read_text().strip()
     parts = ("services", "migrations", "protos")
-    archived = subprocess.run(["git", "archive", commit, *parts], cwd=ROOT, capture_output=True, timeout=60)
+    archive = ["git", "archive", "--format=zip", commit, *parts]
+    archived = subprocess.run(archive, cwd=ROOT, capture_output=True, timeout=60)
     if archived.returncode != 0:
         pytest.skip(f"NO UPGRADE WAS TESTED: the history has not got the last release, {commit}: {archived.stderr!r}")
     folder = tmp_path_factory.mktemp("last-release")
-    with tarfile.open(fileobj=io.BytesIO(archived.stdout)) as packed:
-        packed.extractall(folder, filter="data")
+    with zipfile.ZipFile(io.BytesIO(archived.stdout)) as packed:
+        packed.extractall(folder)
     return folder
 
 
