@@ -86,13 +86,13 @@ async def _preload(ours: Firstcome, count: int) -> None:
     database = ours.database
     await database.execute(_COUPONS, PRELOADED_PARTITION, ROWS_A_COUPON, (count - 1) // ROWS_A_COUPON)
     bounds = [count * part // LOADERS for part in range(LOADERS + 1)]
-    copies = (
-        database.copy_to_table(
-            "user_coupon", source=_rows(count, *part), columns=_COLUMNS, format="text", timeout=COPY_TIMEOUT_S
-        )
-        for part in pairwise(bounds)
-    )
-    await asyncio.gather(*copies)
+    async with asyncio.TaskGroup() as copies:
+        for part in pairwise(bounds):
+            copies.create_task(
+                database.copy_to_table(
+                    "user_coupon", source=_rows(count, *part), columns=_COLUMNS, format="text", timeout=COPY_TIMEOUT_S
+                )
+            )
     await database.execute("VACUUM (ANALYZE, INDEX_CLEANUP OFF) user_coupon", timeout=COPY_TIMEOUT_S)
     await database.execute("CHECKPOINT", timeout=COPY_TIMEOUT_S)
 
