@@ -5,6 +5,8 @@ Calls that wait for their verdict need more of the machine and saturate earlier:
 
 from __future__ import annotations
 
+from math import ceil
+
 from hdrh.histogram import HdrHistogram
 
 from bench.callers import Told, run
@@ -16,6 +18,8 @@ STOCK = 5_000_000
 HOT = "coupons/hot"
 HALF = 0.5
 NEAR = 0.8
+PROCESS_CALLS_PER_S = 1_500
+"""What one process of callers makes by schedule with half a core; two take more of the machine for the same calls."""
 _STORED_LATE = """
 SELECT (extract(epoch FROM issued_at) * 1e6)::bigint - split_part(user_id, '-', 3)::bigint AS late_us
 FROM baseline.issued_coupon WHERE user_id LIKE 'half%'"""
@@ -57,18 +61,18 @@ async def _saturate(session: Session, system: System, *, wait: bool = False) -> 
     lengths = session.lengths
     prefix = "fullwaiting" if wait else "full"
     load = Load(system.address, HOT, prefix, callers=lengths.callers, seconds=lengths.saturation_s, wait=wait)
-    return await _run(session, system, load)
+    return await _run(session, system, load, 2)
 
 
 async def _paced(session: Session, system: System, prefix: str, rate_per_s: float, *, wait: bool = False) -> Told:
     seconds = session.lengths.paced_s
     load = Load(system.address, HOT, prefix, rate_per_s=rate_per_s, seconds=seconds, wait=wait, stamped=True)
-    return await _run(session, system, load)
+    return await _run(session, system, load, ceil(rate_per_s / PROCESS_CALLS_PER_S))
 
 
-async def _run(session: Session, system: System, load: Load) -> Told:
+async def _run(session: Session, system: System, load: Load, processes: int) -> Told:
     """And wait until all is settled. Nothing looks on meanwhile: fifty looks a second are work, too."""
-    told = await run(load)
+    told = await run(load, processes=processes)
     await system.until_settled()
     session.expect("paced", told)
     if load.wait and set(told.states) - {"ISSUED"}:
