@@ -13,13 +13,14 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 Command = tuple[str | bytes | int, ...]
 _Waiting = tuple[Sequence[Command], asyncio.Future[list[Any]]]
 
 COMMANDS_MAX = 5_000
 TIMEOUT_S = 5.0
+ROUND_TRIP_TIMEOUT_S = 15.0
+"""Of connecting, sending and receiving together: all other calls wait behind."""
 
 
 class RedisAway(Exception):
@@ -55,26 +56,30 @@ class SharedConnection:
         return await future
 
     async def _run(self) -> None:
-        while self._waiting:
-            batch: list[_Waiting] = []
-            count = 0
-            while self._waiting and (not batch or count + len(self._waiting[0][0]) <= COMMANDS_MAX):
-                batch.append(self._waiting.popleft())
-                count += len(batch[-1][0])
-            await self._run_batch(batch)
-        self._runner = None
+        try:
+            while self._waiting:
+                batch: list[_Waiting] = []
+                count = 0
+                while self._waiting and (not batch or count + len(self._waiting[0][0]) <= COMMANDS_MAX):
+                    batch.append(self._waiting.popleft())
+                    count += len(batch[-1][0])
+                await self._run_batch(batch)
+        finally:
+            self._runner = None
 
     async def _run_batch(self, batch: list[_Waiting]) -> None:
         try:
-            async with self._redis.pipeline(transaction=False) as pipeline:
+            async with asyncio.timeout(ROUND_TRIP_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipeline:
                 for commands, _ in batch:
                     for command in commands:
                         pipeline.execute_command(*command)
                 answers = await pipeline.execute(raise_on_error=True)
-        except (RedisError, OSError, TimeoutError) as error:
+        except BaseException as error:  # whatever it is: no call of the batch may wait for ever
             for _, future in batch:
                 if not future.done():
                     future.set_exception(RedisAway(f"{type(error).__name__}: {error}"))
+            if not isinstance(error, Exception):
+                raise
             return
         start = 0
         for commands, future in batch:

@@ -112,7 +112,7 @@ async def _case(session: Session, system: System, kill: Kill, part: str) -> Path
         await _done(system)
         rows = Counter(row[0] for row in await system.query(_ROWS[system.name], coupon_id))
         without = [user for user, told in people.told.items() if user not in rows and told != "SOLD_OUT"]
-        again = [await caller.again(user) for user in without]
+        again = await asyncio.gather(*(caller.again(user) for user in without))
     found: dict[str, float | int | str] = {
         "fault": kill.name,
         "system": system.name,
