@@ -61,16 +61,16 @@ async def _saturate(session: Session, system: System, *, wait: bool = False) -> 
     lengths = session.lengths
     prefix = "fullwaiting" if wait else "full"
     load = Load(system.address, HOT, prefix, callers=lengths.callers, seconds=lengths.saturation_s, wait=wait)
-    return await _run(session, system, load, 2)
+    return await _run(session, system, load)
 
 
 async def _paced(session: Session, system: System, prefix: str, rate_per_s: float, *, wait: bool = False) -> Told:
     seconds = session.lengths.paced_s
     load = Load(system.address, HOT, prefix, rate_per_s=rate_per_s, seconds=seconds, wait=wait, stamped=True)
-    return await _run(session, system, load, ceil(rate_per_s / PROCESS_CALLS_PER_S))
+    return await _run(session, system, load, processes=ceil(rate_per_s / PROCESS_CALLS_PER_S))
 
 
-async def _run(session: Session, system: System, load: Load, processes: int) -> Told:
+async def _run(session: Session, system: System, load: Load, *, processes: int = 2) -> Told:
     """And wait until all is settled. Nothing looks on meanwhile: fifty looks a second are work, too."""
     told = await run(load, processes=processes)
     await system.until_settled()
