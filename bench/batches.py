@@ -71,8 +71,7 @@ async def _telemetry(session: Session) -> None:
             if number >= 0:  # the first warms up
                 pairs.append((each[0], each[1]))
         session.results.put(telemetry_batch_ratio=statistics.median(on / off for on, off in pairs))
-        await session.check("telemetry", traced)
-        await session.check("telemetry_off", silent)
+        await session.check_all({"telemetry": traced, "telemetry_off": silent})
 
 
 async def _many_coupons(session: Session) -> None:

@@ -7,7 +7,7 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -75,6 +75,10 @@ class Session:
                 yield system
             finally:
                 self._running.remove(system)
+
+    async def check_all(self, systems: Mapping[str, Firstcome]) -> None:
+        """`check` of several, at once: a checker uses one core."""
+        await asyncio.gather(*(self.check(scenario, system) for scenario, system in systems.items()))
 
     async def check(self, scenario: str, system: Firstcome, histories: Sequence[Path] = ()) -> None:
         """Run the checker on what the scenario left; a broken promise fails the run."""

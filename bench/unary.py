@@ -65,9 +65,9 @@ async def scenario(session: Session) -> None:
         if usage is not None:
             last = told["unary"][-1].requests
             results.put(**{f"unary_cpu_us_{name}": us for name, us in usage.by_name_us(last).items()})
-        for name, system in (("unary", ours), ("unary_untraced", silent)):
+        for system in (ours, silent):
             await system.until_settled()
-            await session.check(name, system)
+        await session.check_all({"unary": ours, "unary_untraced": silent})
     per_s = {
         name: [(there.per_s + back.per_s) / 2 for there, back in zip(each[::2], each[1::2], strict=True)]
         for name, each in told.items()

@@ -25,7 +25,7 @@ async def audit(
 ) -> Report:
     """Compare everything with everything, partition by partition, each in offset order.
 
-    `findings` may bring what was found before (a line that is not drained). Memory grows with the grants and by 70
+    `findings` may bring what was found before (a line that is not drained). Memory grows with the grants and by 50
     bytes a record, not with the size of the records. Uses up `history`. Raises what `books` raises.
     """
     run = _Audit(books, history or History(), findings or Findings(), limits or Limits())

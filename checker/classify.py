@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from coupon.v1 import coupon_pb2, events_pb2
 from google.protobuf.message import DecodeError
@@ -25,16 +25,14 @@ _MILLISECONDS = re.compile(r"[0-9]{1,15}", re.ASCII)
 _ACTIONS = frozenset({"CREATE", "UPDATE", "ADJUST_STOCK", "PAUSE", "RESUME", "CLOSE"})
 
 
-@dataclass(frozen=True, slots=True)
-class Redrive:
+class Redrive(NamedTuple):
     """A record that brings a dead letter back; its window is judged by the time of the original."""
 
     original: Ticket
     original_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class Issue:
+class Issue(NamedTuple):
     coupon_id: str
     user_id: str
     request_id: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from checker.classify import Change, Garbage, Issue, classify, home_partition
 from checker.records import Record, Ticket
@@ -21,8 +21,7 @@ TAKEN_FROM_DLQ = frozenset({"INTERNAL", "UNSTORABLE"})
 """Reasons that lie in the service and not in the record: only the DLQ can tell them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(NamedTuple):
     """What the model remembers of a grant."""
 
     request_id: str
@@ -52,8 +51,7 @@ class CouponView:
         return _shut(self.switch, self.start_us, self.end_us, self.remaining, time_us)
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectIssued:
+class ExpectIssued(NamedTuple):
     coupon_id: str
     user_id: str
     request_id: str
@@ -61,8 +59,7 @@ class ExpectIssued:
     redrive_of: Ticket | None
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectRejected:
+class ExpectRejected(NamedTuple):
     """`grant` is what a REPEATED one repeats, where that is a grant."""
 
     coupon_id: str

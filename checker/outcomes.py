@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import datetime
 from typing import TypeAlias
 
@@ -20,7 +19,7 @@ _EVENTS: dict[bytes, type[Event]] = {
     b"coupon.v1.CouponRejectedEvent": events_pb2.CouponRejectedEvent,
     b"coupon.v1.CouponChangedEvent": events_pb2.CouponChangedEvent,
 }
-DIGEST_BYTES = 16
+NO_DIGEST = 0
 
 
 def event_of(row: VerdictRow) -> tuple[bytes, bytes]:
@@ -64,16 +63,12 @@ def parse_event(ce_type: bytes | None, value: bytes | None) -> Event | None:
     return event
 
 
-def digest(*parts: bytes | None) -> bytes:
-    """DIGEST_BYTES that stand for the parts, their lengths and which of them are absent."""
-    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for part in parts:
-        state.update((-1 if part is None else len(part)).to_bytes(8, "big", signed=True))
-        state.update(part or b"")
-    return state.digest()
+def digest(*parts: bytes | None) -> int:
+    """64 bits that stand for the parts within this process: Python's keyed hash. Never NO_DIGEST."""
+    return hash(parts) or 1
 
 
-def content_digest(record: Record, headers_end: int | None = None) -> bytes:
+def content_digest(record: Record, headers_end: int | None = None) -> int:
     """Stands for key, value and headers (the first `headers_end` of them) of a record."""
     parts: list[bytes | None] = [record.key, record.value]
     for name, value in record.headers[:headers_end]:

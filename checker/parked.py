@@ -32,8 +32,8 @@ class _DeadLetter:
     place: Ticket
     timestamp_ms: int
     reason: str
-    content: bytes
-    whole: bytes
+    content: int
+    whole: int
 
 
 class DeadLetters:
@@ -44,7 +44,7 @@ class DeadLetters:
         self._line_topic = line_topic
         self._open: dict[Ticket, _DeadLetter] = {}
         # Original ticket to the digest of its record, or None where a redrive of it failed.
-        self._filed: dict[Ticket, bytes | None] = {}
+        self._filed: dict[Ticket, int | None] = {}
         self.count = 0
 
     def add(self, records: Sequence[Record]) -> None:

@@ -1,10 +1,11 @@
 """What the checker reads, as values: records of the topics and rows of the tables. Times are microseconds since the
-Unix epoch unless a name says `_ms`; offsets are Kafka's."""
+Unix epoch unless a name says `_ms`; offsets are Kafka's.
+
+Named tuples, as is whatever there is one of for each record: frozen dataclasses take several times as long to make."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 Headers: TypeAlias = tuple[tuple[str, bytes | None], ...]
 
@@ -12,8 +13,7 @@ PRELOADED_PARTITION = -1
 """Rows under this ticket partition were put into the tables by hand (a benchmark's old winners): nobody's line."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Ticket:
+class Ticket(NamedTuple):
     """A place in the line, written ``<partition>-<offset>``."""
 
     partition: int
@@ -23,8 +23,7 @@ class Ticket:
         return f"{self.partition}-{self.offset}"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A record of any of the three topics, bytes as they are on the broker."""
 
     partition: int
@@ -35,8 +34,7 @@ class Record:
     headers: Headers
 
 
-@dataclass(frozen=True, slots=True)
-class IssuedRow:
+class IssuedRow(NamedTuple):
     """A row of `user_coupon`."""
 
     ticket: Ticket
@@ -49,8 +47,7 @@ class IssuedRow:
     settled_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class RejectedRow:
+class RejectedRow(NamedTuple):
     """A row of `rejected_issue`; the reason PARKED is one of them."""
 
     ticket: Ticket
@@ -66,8 +63,7 @@ class RejectedRow:
     settled_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class ChangeRow:
+class ChangeRow(NamedTuple):
     """A row of `coupon_change`; `outcome` is the CouponChangedEvent that was published."""
 
     ticket: Ticket
@@ -84,8 +80,7 @@ class ChangeRow:
 VerdictRow: TypeAlias = IssuedRow | RejectedRow | ChangeRow
 
 
-@dataclass(frozen=True, slots=True)
-class CouponRow:
+class CouponRow(NamedTuple):
     """A row of `coupon`."""
 
     coupon_id: str
@@ -102,8 +97,7 @@ class CouponRow:
     update_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetterRow:
+class DeadLetterRow(NamedTuple):
     """A row of `dead_letter`, filed under the original ticket. `headers` as on the line."""
 
     ticket: Ticket
@@ -115,8 +109,7 @@ class DeadLetterRow:
     headers: Headers
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """A row of `ledger_progress`."""
 
     topic: str

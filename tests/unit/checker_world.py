@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from coupon.v1 import coupon_pb2, events_pb2
@@ -189,7 +189,7 @@ class World:
         at = next(n for n, record in enumerate(outcomes) if record.offset == ticket.offset)
         headers = tuple((name, ce_type if name == "ce_type" else text) for name, text in outcomes[at].headers)
         key = None if row.coupon_id is None else row.coupon_id.encode()
-        outcomes[at] = replace(outcomes[at], value=value, headers=headers, key=key)
+        outcomes[at] = outcomes[at]._replace(value=value, headers=headers, key=key)
 
     async def report(self, history: History | None = None) -> Report:
         return await audit(self, history)

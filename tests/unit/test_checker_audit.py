@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -74,8 +74,8 @@ async def test_books_that_are_right_break_no_promise() -> None:
 
 async def test_repetitions_of_an_outcome_and_of_a_dead_letter_are_lawful() -> None:
     world = sale().world
-    world.published[0] += [replace(record, offset=100 + record.offset) for record in world.published[0]]
-    world.dlq[0] += [replace(record, offset=100 + record.offset) for record in world.dlq[0]]
+    world.published[0] += [record._replace(offset=100 + record.offset) for record in world.published[0]]
+    world.dlq[0] += [record._replace(offset=100 + record.offset) for record in world.dlq[0]]
     report = await world.report()
     assert report.held, broken(report)
     assert report.counts.outcomes_repeated == 6
@@ -83,7 +83,7 @@ async def test_repetitions_of_an_outcome_and_of_a_dead_letter_are_lawful() -> No
 
 async def test_preloaded_rows_are_skipped() -> None:
     world = sale().world
-    world.rows.append(replace(issued(world, Ticket(1, 1)), ticket=Ticket(-1, 5), user_id="old"))
+    world.rows.append(issued(world, Ticket(1, 1))._replace(ticket=Ticket(-1, 5), user_id="old"))
     assert (await world.report()).held
 
 
@@ -94,7 +94,7 @@ def oversold(s: Sale) -> None:
     s.world.swap(s.cyd, grant)
     s.world.republish(s.cyd)
     coupons = s.world.coupon_rows
-    coupons[0] = replace(coupons[0], issued=3, remaining=0)
+    coupons[0] = coupons[0]._replace(issued=3, remaining=0)
 
 
 def granted_twice(s: Sale) -> None:
@@ -124,16 +124,16 @@ def told_twice_in_outcomes(s: Sale) -> None:
 
 def stock_decreased_by_the_batch(s: Sale) -> None:
     coupons = s.world.coupon_rows
-    coupons[1] = replace(coupons[1], remaining=0, issued=2)
+    coupons[1] = coupons[1]._replace(remaining=0, issued=2)
 
 
 def stock_not_decreased(s: Sale) -> None:
     coupons = s.world.coupon_rows
-    coupons[1] = replace(coupons[1], remaining=2)
+    coupons[1] = coupons[1]._replace(remaining=2)
 
 
 def sequence_skipped(s: Sale) -> None:
-    s.world.swap(s.bob, replace(issued(s.world, s.bob), sequence=3))
+    s.world.swap(s.bob, issued(s.world, s.bob)._replace(sequence=3))
     s.world.republish(s.bob)
 
 
@@ -152,33 +152,33 @@ def settled_twice(s: Sale) -> None:
 
 
 def row_without_record(s: Sale) -> None:
-    s.world.rows.append(replace(rejected(s.world, s.cyd), ticket=Ticket(0, 77)))
+    s.world.rows.append(rejected(s.world, s.cyd)._replace(ticket=Ticket(0, 77)))
 
 
 def row_of_a_partition_that_is_not(s: Sale) -> None:
-    s.world.rows.append(replace(rejected(s.world, s.cyd), ticket=Ticket(9, 0)))
+    s.world.rows.append(rejected(s.world, s.cyd)._replace(ticket=Ticket(9, 0)))
 
 
 def later_one_served_first(s: Sale) -> None:
     bob, cyd = issued(s.world, s.bob), rejected(s.world, s.cyd)
-    s.world.swap(s.bob, replace(cyd, ticket=s.bob, user_id="bob", request_id=request_id(2)))
-    s.world.swap(s.cyd, replace(bob, ticket=s.cyd, user_id="cyd", request_id=request_id(3)))
+    s.world.swap(s.bob, cyd._replace(ticket=s.bob, user_id="bob", request_id=request_id(2)))
+    s.world.swap(s.cyd, bob._replace(ticket=s.cyd, user_id="cyd", request_id=request_id(3)))
     s.world.republish(s.bob)
     s.world.republish(s.cyd)
 
 
 def refused_with_another_reason(s: Sale) -> None:
-    s.world.swap(s.cyd, replace(rejected(s.world, s.cyd), reason="PAUSED"))
+    s.world.swap(s.cyd, rejected(s.world, s.cyd)._replace(reason="PAUSED"))
     s.world.republish(s.cyd)
 
 
 def repeats_another_grant(s: Sale) -> None:
-    s.world.swap(s.again, replace(rejected(s.world, s.again), issued_sequence=2))
+    s.world.swap(s.again, rejected(s.world, s.again)._replace(issued_sequence=2))
     s.world.republish(s.again)
 
 
 def accepted_at_another_time(s: Sale) -> None:
-    s.world.swap(s.ann, replace(issued(s.world, s.ann), accepted_us=START_MS * 1000))
+    s.world.swap(s.ann, issued(s.world, s.ann)._replace(accepted_us=START_MS * 1000))
 
 
 def change_with_another_outcome(s: Sale) -> None:
@@ -186,13 +186,13 @@ def change_with_another_outcome(s: Sale) -> None:
     assert isinstance(row, ChangeRow)
     event = events_pb2.CouponChangedEvent.FromString(row.outcome)
     event.coupon.remaining_count = 1
-    s.world.swap(s.create, replace(row, outcome=event.SerializeToString()))
+    s.world.swap(s.create, row._replace(outcome=event.SerializeToString()))
     s.world.republish(s.create)
 
 
 def coupon_row_with_another_etag(s: Sale) -> None:
     coupons = s.world.coupon_rows
-    coupons[0] = replace(coupons[0], etag="0-99")
+    coupons[0] = coupons[0]._replace(etag="0-99")
 
 
 def coupon_row_gone(s: Sale) -> None:
@@ -201,26 +201,26 @@ def coupon_row_gone(s: Sale) -> None:
 
 def coupon_nobody_created(s: Sale) -> None:
     coupons = s.world.coupon_rows
-    coupons.append(replace(coupons[0], coupon_id="new", total=5, remaining=5, issued=0))
+    coupons.append(coupons[0]._replace(coupon_id="new", total=5, remaining=5, issued=0))
 
 
 def parked_for_another_reason(s: Sale) -> None:
-    s.world.swap(s.garbage, replace(rejected(s.world, s.garbage), detail="WRONG_TYPE: odd"))
+    s.world.swap(s.garbage, rejected(s.world, s.garbage)._replace(detail="WRONG_TYPE: odd"))
 
 
 def good_one_parked(s: Sale) -> None:
-    cyd = replace(rejected(s.world, s.cyd), reason="PARKED", detail="UNDECODABLE: not so")
+    cyd = rejected(s.world, s.cyd)._replace(reason="PARKED", detail="UNDECODABLE: not so")
     s.world.swap(s.cyd, cyd)
     s.world.republish(s.cyd)
 
 
 def garbage_refused(s: Sale) -> None:
-    s.world.swap(s.garbage, replace(rejected(s.world, s.garbage), reason="SOLD_OUT", detail=None))
+    s.world.swap(s.garbage, rejected(s.world, s.garbage)._replace(reason="SOLD_OUT", detail=None))
     s.world.republish(s.garbage)
 
 
 def parked_row_with_made_up_ids(s: Sale) -> None:
-    s.world.swap(s.garbage, replace(rejected(s.world, s.garbage), coupon_id=COUPON))
+    s.world.swap(s.garbage, rejected(s.world, s.garbage)._replace(coupon_id=COUPON))
     s.world.republish(s.garbage)
 
 
@@ -229,16 +229,16 @@ def dead_letter_skipped(s: Sale) -> None:
 
 
 def dead_letter_with_other_bytes(s: Sale) -> None:
-    s.world.dlq[0][0] = replace(s.world.dlq[0][0], value=b"decoded and written anew")
+    s.world.dlq[0][0] = s.world.dlq[0][0]._replace(value=b"decoded and written anew")
 
 
 def dead_letter_without_a_header_of_the_line(s: Sale) -> None:
-    s.world.dlq[0][0] = replace(s.world.dlq[0][0], headers=s.world.dlq[0][0].headers[1:])
+    s.world.dlq[0][0] = s.world.dlq[0][0]._replace(headers=s.world.dlq[0][0].headers[1:])
 
 
 def dead_letter_said_in_two_ways(s: Sale) -> None:
     first = s.world.dlq[0][0]
-    s.world.dlq[0].append(replace(first, offset=1, headers=(*first.headers[:-1], ("dlq-first-failed-at", b"later"))))
+    s.world.dlq[0].append(first._replace(offset=1, headers=(*first.headers[:-1], ("dlq-first-failed-at", b"later"))))
 
 
 def dead_letter_of_a_good_record(s: Sale) -> None:
@@ -246,11 +246,11 @@ def dead_letter_of_a_good_record(s: Sale) -> None:
     headers = tuple(
         (name, str(s.ann.offset).encode() if name == "dlq-original-offset" else value) for name, value in first.headers
     )
-    s.world.dlq[0].append(replace(first, offset=1, headers=headers))
+    s.world.dlq[0].append(first._replace(offset=1, headers=headers))
 
 
 def dead_letter_on_another_partition(s: Sale) -> None:
-    s.world.dlq[1].append(replace(s.world.dlq[0].pop(), partition=1))
+    s.world.dlq[1].append(s.world.dlq[0].pop()._replace(partition=1))
 
 
 def dead_letter_not_stored(s: Sale) -> None:
@@ -258,11 +258,11 @@ def dead_letter_not_stored(s: Sale) -> None:
 
 
 def dead_letter_stored_with_other_bytes(s: Sale) -> None:
-    s.world.dead_letter_table[0] = replace(s.world.dead_letter_table[0], key=None)
+    s.world.dead_letter_table[0] = s.world.dead_letter_table[0]._replace(key=None)
 
 
 def dead_letter_stored_of_a_good_record(s: Sale) -> None:
-    s.world.dead_letter_table.append(replace(s.world.dead_letter_table[0], ticket=s.ann))
+    s.world.dead_letter_table.append(s.world.dead_letter_table[0]._replace(ticket=s.ann))
 
 
 def outcome_missing(s: Sale) -> None:
@@ -272,32 +272,32 @@ def outcome_missing(s: Sale) -> None:
 def outcome_before_the_commit(s: Sale) -> None:
     record = s.world.published[0][s.bob.offset]
     headers = tuple((name, b"coupon.issue-requests.v1/0/99" if name == "ce_id" else v) for name, v in record.headers)
-    s.world.published[0].append(replace(record, headers=headers))
+    s.world.published[0].append(record._replace(headers=headers))
 
 
 def outcome_contradicted(s: Sale) -> None:
-    ce_type, value = event_of(replace(rejected(s.world, s.cyd), ticket=s.bob, user_id="bob", request_id=request_id(2)))
+    ce_type, value = event_of(rejected(s.world, s.cyd)._replace(ticket=s.bob, user_id="bob", request_id=request_id(2)))
     first = s.world.published[0][s.bob.offset]
     headers = tuple((name, ce_type if name == "ce_type" else text) for name, text in first.headers)
-    s.world.published[0].append(replace(first, offset=50, value=value, headers=headers))
+    s.world.published[0].append(first._replace(offset=50, value=value, headers=headers))
 
 
 def outcome_repeated_with_another_time(s: Sale) -> None:
     first = s.world.published[0][s.bob.offset]
     headers = tuple((name, b"2027-01-01T00:00:00.000Z" if name == "ce_time" else v) for name, v in first.headers)
-    s.world.published[0].append(replace(first, offset=50, headers=headers))
+    s.world.published[0].append(first._replace(offset=50, headers=headers))
 
 
 def outcome_unlike_the_row(s: Sale) -> None:
     row = s.world.row(s.bob)
-    s.world.swap(s.bob, replace(issued(s.world, s.bob), sequence=7))
+    s.world.swap(s.bob, issued(s.world, s.bob)._replace(sequence=7))
     s.world.republish(s.bob)
     s.world.swap(s.bob, row)
 
 
 def outcome_without_the_trace(s: Sale) -> None:
     first = s.world.published[0][s.bob.offset]
-    s.world.published[0][s.bob.offset] = replace(first, headers=first.headers[:-1])
+    s.world.published[0][s.bob.offset] = first._replace(headers=first.headers[:-1])
 
 
 @pytest.mark.parametrize(
@@ -402,19 +402,19 @@ async def test_internal_failure_is_taken_from_the_dlq_and_leaves_no_trace_in_the
     world.issue(COUPON, "ann", 1, headers=(("redrive-of", b"0-1"), ("redrive-original-timestamp", b"1")))
     failed = World()
     failed.lines = [[*world.lines[0]], []]
-    failed.lines[0][1] = replace(world.lines[0][1], value=b"")
+    failed.lines[0][1] = world.lines[0][1]._replace(value=b"")
     failed.settle()
     # As EMPTY is parked, INTERNAL is: put the record's own bytes back and name the reason.
     failed.lines = world.lines
     record = world.lines[0][1]
     row = rejected(failed, ann)
     failed.swap(
-        ann, replace(row, coupon_id=COUPON, user_id="ann", request_id=request_id(1), detail="INTERNAL: RuntimeError")
+        ann, row._replace(coupon_id=COUPON, user_id="ann", request_id=request_id(1), detail="INTERNAL: RuntimeError")
     )
     failed.republish(ann)
     headers = tuple((name, b"INTERNAL" if name == "dlq-reason" else value) for name, value in failed.dlq[0][0].headers)
-    failed.dlq[0][0] = replace(failed.dlq[0][0], value=record.value, headers=headers)
-    failed.dead_letter_table[0] = replace(failed.dead_letter_table[0], value=record.value)
+    failed.dlq[0][0] = failed.dlq[0][0]._replace(value=record.value, headers=headers)
+    failed.dead_letter_table[0] = failed.dead_letter_table[0]._replace(value=record.value)
     report = await failed.report()
     assert report.held, [str(finding) for result in report.results for finding in result.examples]
     assert (report.counts.issued, report.counts.parked) == (2, 1)

@@ -177,9 +177,9 @@ def reopened_world(at_ms: int, **changed: object) -> World:
     world.change(event, time_ms=START_MS + at_ms)
     settled = world.settle()
     # Each verdict is out when its record came.
-    settled.rows = [replace(row, settled_us=row.accepted_us) for row in settled.rows]
+    settled.rows = [row._replace(settled_us=row.accepted_us) for row in settled.rows]
     times = {record.offset: record.timestamp_ms for record in world.lines[0]}
-    settled.published[0] = [replace(one, timestamp_ms=times[one.offset]) for one in settled.published[0]]
+    settled.published[0] = [one._replace(timestamp_ms=times[one.offset]) for one in settled.published[0]]
     return settled
 
 
@@ -244,8 +244,7 @@ async def test_drain_after_healing_and_standstill_have_limits() -> None:
     """ann's verdict came 7 s after she did; the rest at once."""
     world = soldout_world()
     world.rows = [
-        replace(
-            row,
+        row._replace(
             settled_us=row.accepted_us + (7_000_000 if row.ticket.offset == 1 else 7_000_000 * (row.ticket.offset > 1)),
         )
         for row in world.rows
