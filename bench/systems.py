@@ -21,7 +21,7 @@ from stack import ServiceProcess, Services, Stack, free_port
 from stack.ports import HOST
 
 PARTITIONS = 4
-POLL_S = 0.01
+POLL_S = 0.03
 SETTLE_TIMEOUT_S = 300.0
 CALL_TIMEOUT_S = 60.0
 CREATED_AT_ONCE = 50
