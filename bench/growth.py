@@ -39,7 +39,7 @@ FROM generate_series(0, $3::bigint) n ON CONFLICT DO NOTHING"""
 _KEYS = """
 SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint
 WHERE conrelid = 'user_coupon'::regclass AND contype IN ('p', 'u') ORDER BY conname"""
-_INDEX_MEMORY = "512MB"
+_INDEX_MEMORY = "1GB"
 _TIME = "2020-01-01 00:00:00+00"
 
 
