@@ -111,7 +111,7 @@ def _alter(actions: Iterable[str]) -> str:
 
 
 async def _rows(count: int, first: int, end: int) -> AsyncIterator[bytes]:
-    """Part of so many, the users of the load fall between them."""
+    """Part of so many, in the order of the key; the users of the load fall between them."""
     request_id = uuid.uuid4()
     for start in range(first, end, CHUNK_ROWS):
         numbers = range(start, min(start + CHUNK_ROWS, end))

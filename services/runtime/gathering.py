@@ -9,6 +9,8 @@ import time
 BEFORE = 0.75
 """How much a batch counts beside the one after it: what comes in rounds itself comes unevenly, and so does what a batch
 takes."""
+CROWDS = 2.0
+"""More than so many crowds during one batch are no more of a crowd, and would be remembered for longer."""
 PATIENCE = 2.0
 """So many times as far apart are batches of a crowd that nobody waits for."""
 LONG_BEFORE = 0.9
@@ -72,6 +74,8 @@ class Gathering:
         self._items = BEFORE * self._items + count
         self._items_s = BEFORE * self._items_s + since_s
         meanwhile = self._items / self._items_s * self._takes_s
+        if meanwhile > CROWDS * self._crowd:
+            self._items *= CROWDS * self._crowd / meanwhile
         crowded = min(meanwhile / self._crowd, 1.0)
         self._crowded = LONG_BEFORE * self._crowded + (1 - LONG_BEFORE) * crowded
         self._apart_s = max(self._most_s * crowded, self._least_s)

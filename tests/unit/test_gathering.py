@@ -177,6 +177,19 @@ async def test_a_pause_is_forgotten_within_a_few_batches(clock: Clock) -> None:
     assert await waited_s(clock, gathering) == pytest.approx(MOST_S, rel=0.1)
 
 
+async def test_a_rush_is_forgotten_within_a_few_batches(clock: Clock) -> None:
+    gathering = made()
+    for _ in range(60):
+        clock.now_s += MOST_S
+        gathering.begin(round(100 * CROWD_PER_S * MOST_S))
+    assert await waited_s(clock, gathering) == pytest.approx(MOST_S)
+    for _ in range(4):
+        gathering.begin(round(CROWD_PER_S / 10 * MOST_S))
+        clock.now_s += MOST_S
+    gathering.begin(round(CROWD_PER_S / 10 * MOST_S))
+    assert await waited_s(clock, gathering) < 0.8 * MOST_S
+
+
 async def test_batches_that_take_longer_follow_each_other_at_once(clock: Clock) -> None:
     gathering = made()
     for _ in range(3):
