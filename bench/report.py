@@ -153,7 +153,10 @@ def _runs(figure: Figures) -> Iterable[str]:
     if figure.has("unary_slices"):
         yield f"Unary to no-op, slice by slice: {figure('unary_slices')}."
     if figure.has("growth_rounds"):
-        yield f"Settled at the largest table to the smallest, round by round: {figure('growth_rounds')}."
+        yield (
+            f"Settled at the largest table to the smallest, round by round: {figure('growth_rounds')}; "
+            f"in the round before, right behind a checkpoint: {figure('growth_first_ratio')}."
+        )
     if figure.has("raw_insert_runs"):
         yield (
             "The ledger drains its backlog alone, without issuer and dlq, as the rows are inserted raw. "
