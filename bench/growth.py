@@ -49,17 +49,17 @@ async def scenario(session: Session) -> None:
     A first round warms up and is told apart: behind the loader's checkpoint PostgreSQL writes each page that it changes
     into its log once as a whole, which is a page a row where the table is large, and nothing a few seconds later.
     """
-    results, sizes, rounds = session.results, session.lengths.growth_rows, session.lengths.growth_rounds
+    results, sizes, rounds = session.results, session.lengths.growth_rows, session.lengths.growth_rounds + 1
     async with AsyncExitStack() as open_:
         systems = {rows: await open_.enter_async_context(session.firstcome()) for rows in sizes}
         for rows, ours in systems.items():
             began_s = time.monotonic()
-            await ours.create(["warm", *(f"round-{number}" for number in range(rounds + 1))], STOCK)
+            await ours.create(["warm", *(f"round-{number}" for number in range(rounds))], STOCK)
             await settle(ours, _load(ours, "warm", session.lengths.growth_requests // 10))
             await _preload(ours, rows)
             session.say(f"  {rows:,} rows, loaded in {time.monotonic() - began_s:.0f} s")
         speeds: dict[int, list[float]] = {rows: [] for rows in sizes}
-        for number in range(rounds + 1):
+        for number in range(rounds):
             for rows, ours in systems.items():
                 load = _load(ours, f"round-{number}", session.lengths.growth_requests)
                 speeds[rows].append(settled_per_s(*await settle(ours, load)))
