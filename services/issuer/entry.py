@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coupon.v1 import events_pb2, issuer_pb2
+from coupon.v1 import issuer_pb2
 
 from services.domain.model import CouponId, Reason, Ticket
 from services.issuer import answers
@@ -24,7 +24,7 @@ from services.issuer.validation import IssueCall
 from services.runtime import wire
 from services.runtime.coalesce import QueueFull
 from services.runtime.gathering import Gathering
-from services.runtime.kafka import KafkaAway, Message, make_message
+from services.runtime.kafka import KafkaAway
 from services.runtime.postgres import DatabaseAway
 from services.runtime.rpc_errors import Refusal, unavailable
 
@@ -205,7 +205,9 @@ class Entry:
 
     async def _take_places(self, partition: int, places: Sequence[Place]) -> None:
         try:
-            appended = await self._line.append(partition, _messages(places))
+            make = wire.issue_message_maker(time.time_ns() // 1_000_000 * 1_000)
+            messages = [make(*place.call[:3], place.traceparent, place.waiter is not None) for place in places]
+            appended = await self._line.append(partition, messages)
         except (KafkaAway, QueueFull) as error:
             for place in places:
                 place.failure = error.with_traceback(None)
@@ -239,19 +241,6 @@ async def _tell_after(work: Awaitable[None], places: Sequence[Place]) -> None:
     for place in places:
         if place.told is not None and place.is_through and not place.told.done():
             place.told.set_result(None)
-
-
-def _messages(places: Sequence[Place]) -> list[Message]:
-    ce_time = wire.rfc3339(time.time_ns() // 1_000_000 * 1_000)
-    event = events_pb2.CouponIssueRequestedEvent()  # one for all: to make one costs more than to fill it
-    messages = []
-    for place in places:
-        coupon_id, user_id, request_id, _ = place.call
-        event.coupon_id, event.user_id, event.request_id = coupon_id, user_id, request_id
-        ce_id, awaited = f"{coupon_id}/{user_id}/{request_id}", place.waiter is not None
-        headers = wire.request_headers(wire.ISSUE_REQUESTED, ce_id, ce_time, place.traceparent, awaited=awaited)
-        messages.append(make_message((coupon_id.encode(), event.SerializeToString(), headers)))
-    return messages
 
 
 def _behind(call: IssueCall) -> Refusal:

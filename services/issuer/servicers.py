@@ -47,7 +47,7 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
     async def BatchIssueCoupons(  # noqa: N802
         self, request: issuer_pb2.BatchIssueCouponsRequest, context: Any
     ) -> issuer_pb2.BatchIssueCouponsResponse:
-        checked = [_checked(one) for one in validation.batch(request)]
+        checked = validation.batch(request)
         calls = [one for one in checked if isinstance(one, validation.IssueCall)]
         issued = iter(await self._path.issue_batch(calls, _caller(context)) if calls else ())
         answers = [one if isinstance(one, Refusal) else next(issued) for one in checked]
@@ -125,13 +125,6 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
 def _caller(context: Any) -> Caller:
     remaining_s = context.time_remaining()
     return Caller(None if remaining_s is None else time.monotonic() + remaining_s)
-
-
-def _checked(request: issuer_pb2.IssueCouponRequest) -> validation.IssueCall | Refusal:
-    try:
-        return validation.issue_call(request)
-    except Refusal as refusal:
-        return refusal
 
 
 def _count(told: Sequence[str]) -> None:

@@ -18,12 +18,15 @@ from services.domain.model import (
     RequestId,
     Ticket,
     UserId,
+    are_ids,
+    are_request_ids,
     is_id,
     is_request_id,
     maker,
     printable,
 )
 from services.runtime.fields import ID_RULE, Fields, coupon_id_in, new_request_id
+from services.runtime.rpc_errors import Refusal
 
 BATCH_REQUESTS_MAX = 1_000
 _COUPON_NAME_LENGTH_MAX = len("coupons/") + ID_LENGTH_MAX
@@ -71,7 +74,7 @@ def issue_call(request: issuer_pb2.IssueCouponRequest) -> IssueCall:
     """Raises Refusal."""
     name, user_id, given = request.coupon, request.user_id, request.request_id
     request_id = given or new_request_id()
-    coupon_id = _coupon_id(name) if len(name) <= _COUPON_NAME_LENGTH_MAX else None
+    coupon_id = _coupon_of(name)
     if coupon_id is None or not is_id(user_id) or (given and not is_request_id(given)):
         fields = _Fields()
         coupon_id = fields.coupon_name("coupon", name)
@@ -85,13 +88,30 @@ _coupon_id = lru_cache(maxsize=4_096)(coupon_id_in)
 """Cached, for a rush is about a few coupons."""
 
 
-def batch(request: issuer_pb2.BatchIssueCouponsRequest) -> Sequence[issuer_pb2.IssueCouponRequest]:
-    """The requests of a batch, each still to be checked by itself. Raises Refusal for their number."""
+def _coupon_of(name: str) -> CouponId | None:
+    return _coupon_id(name) if len(name) <= _COUPON_NAME_LENGTH_MAX else None
+
+
+def batch(request: issuer_pb2.BatchIssueCouponsRequest) -> Sequence[IssueCall | Refusal]:
+    """The requests of a batch; one that is bad is its own Refusal. Raises Refusal for their number."""
     fields = _Fields()
     if not 1 <= len(request.requests) <= BATCH_REQUESTS_MAX:
         fields.bad("requests", f"must be 1 to {BATCH_REQUESTS_MAX} requests, not {len(request.requests)}")
     fields.finish()
-    return request.requests
+    calls = [
+        _make_issue_call((_coupon_of(one.coupon), one.user_id, one.request_id, one.wait)) for one in request.requests
+    ]
+    coupon_ids, user_ids, request_ids, _ = zip(*calls, strict=True)
+    if all(coupon_ids) and are_ids(user_ids) and are_request_ids(request_ids):
+        return calls
+    return [_checked(one) for one in request.requests]
+
+
+def _checked(request: issuer_pb2.IssueCouponRequest) -> IssueCall | Refusal:
+    try:
+        return issue_call(request)
+    except Refusal as refusal:
+        return refusal
 
 
 def issuance(name: str, ticket: str) -> tuple[CouponId, UserId, Ticket | None]:

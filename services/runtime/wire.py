@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -36,13 +36,13 @@ from services.domain.model import (
     Unprocessable,
     UserId,
     Verdict,
-    id_match,
+    are_ids,
+    are_request_ids,
     is_id,
     is_request_id,
     make_issue_request,
     maker,
     printable,
-    request_id_match,
 )
 from services.runtime import kafka
 from services.runtime.fetching import LogRecord
@@ -64,6 +64,7 @@ _CE_TIME = "ce_time"
 
 _PLAIN_SIZE_MAX = 8_192
 """Of a plain request's value and headers. A character is one to four bytes, so it is far below RECORD_BYTES_MAX."""
+_AWAITED = kafka.AWAITED, b""
 _ISSUE_REQUESTED = ISSUE_REQUESTED.encode()
 _CHANGE_REQUESTED = CHANGE_REQUESTED.encode()
 _REDRIVE_HEADERS = frozenset({kafka.REDRIVE_OF, kafka.REDRIVE_ORIGINAL_TIMESTAMP, kafka.REDRIVE_ATTEMPT})
@@ -78,15 +79,8 @@ _TIMESTAMP_DIGITS_MAX = 15
 
 def to_timestamp(time_us: int) -> Timestamp:
     """Microseconds since the epoch as protobuf's Timestamp."""
-    timestamp = Timestamp()
-    write_timestamp(timestamp, time_us)
-    return timestamp
-
-
-def write_timestamp(timestamp: Timestamp, time_us: int) -> None:
-    """The same, into one that stays where it is: those of a batch's answers, for a copy costs as much again."""
-    timestamp.seconds, micros = divmod(time_us, 1_000_000)
-    timestamp.nanos = micros * 1_000
+    seconds, micros = divmod(time_us, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=micros * 1_000)
 
 
 def from_timestamp(timestamp: Timestamp) -> int:
@@ -140,8 +134,31 @@ def request_headers(
     """CloudEvents' headers of a record that the issuer puts on the line; `awaited`: somebody waits for its verdict."""
     headers = _headers(ce_type, ce_id.encode(), ISSUER_SOURCE, ce_time, traceparent)
     if awaited:
-        headers.append((kafka.AWAITED, b""))
+        headers.append(_AWAITED)
     return headers
+
+
+def issue_message_maker(time_us: int) -> Callable[[CouponId, UserId, RequestId, bytes | None, bool], Message]:
+    """Makes the records of requests that go into the line at that time; what they have in common is made once.
+
+    To be called with ids, traceparent and whether somebody waits for the verdict.
+    """
+    fixed, ce_time = _fixed_headers(ISSUE_REQUESTED, ISSUER_SOURCE), (_CE_TIME, rfc3339(time_us))
+    event = events_pb2.CouponIssueRequestedEvent()  # filled again for each: to make one would cost more
+
+    def make(
+        coupon_id: CouponId, user_id: UserId, request_id: RequestId, traceparent: bytes | None, awaited: bool
+    ) -> Message:
+        event.coupon_id, event.user_id, event.request_id = coupon_id, user_id, request_id
+        ce_id = f"{coupon_id}/{user_id}/{request_id}".encode()
+        headers: list[tuple[str, bytes | None]] = [*fixed, (kafka.CE_ID, ce_id), ce_time]
+        if traceparent:
+            headers.append((kafka.TRACEPARENT, traceparent))
+        if awaited:
+            headers.append(_AWAITED)
+        return make_message((coupon_id.encode(), event.SerializeToString(), headers))
+
+    return make
 
 
 def corrected_headers(
@@ -173,14 +190,16 @@ def _headers(
 # Reading the line
 
 
-def decode_all(records: Iterable[LogRecord]) -> tuple[list[LineRecord], dict[int, bytes]]:
+def decode_all(records: Sequence[LogRecord]) -> tuple[list[LineRecord], dict[int, bytes]]:
     """What each record decodes to, and the traceparents of those that have one, by offset.
 
-    Almost every record is a plain request. They are decoded in one loop here, which keeps nothing of the record; all
-    others go to `decode`, and to it alone falls what is wrong with them.
+    Almost every record is a plain request. They are decoded in one loop here, which keeps nothing of the record, and
+    their ids are checked together; all others go to `decode`, and to it alone falls what is wrong with them.
     """
     decoded: list[LineRecord] = []
     traces: dict[int, bytes] = {}
+    user_ids: list[str] = []
+    request_ids: list[str] = []
     event = events_pb2.CouponIssueRequestedEvent()  # filled again for each: to make one would cost more
     coupon_id, key = "", None
     for record in records:
@@ -205,13 +224,17 @@ def decode_all(records: Iterable[LogRecord]) -> tuple[list[LineRecord], dict[int
                 user_id, request_id = event.user_id, event.request_id
                 if event.coupon_id != coupon_id:
                     coupon_id, key = _coupon(event.coupon_id)
-                if key is not None and key == record.key and id_match(user_id) and request_id_match(request_id):
+                if key is not None and key == record.key:
                     time_us = record.timestamp * 1000
                     decoded.append(make_issue_request((offset, time_us, coupon_id, user_id, request_id, None)))
+                    user_ids.append(user_id)
+                    request_ids.append(request_id)
                     continue
         except Exception:  # whatever it is, `decode` says it
             pass
         decoded += map(decode, to_records([record]))
+    if not are_ids(user_ids) or not are_request_ids(request_ids):
+        return [decode(record) for record in to_records(records)], traces
     return decoded, traces
 
 

@@ -471,7 +471,7 @@ async def test_a_known_dead_letter_is_not_forgotten_when_a_batch_is_settled_in_p
     batches_of(3, monkeypatch)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wire, "_decode", worse)
-        patch.setattr(wire, "id_match", lambda _: None)  # no request is plain enough to go another way
+        patch.setattr(wire, "are_ids", lambda _: False)  # no request is plain enough to go another way
         store = Late(world.engine, world.topics.line, TEST_PARTITIONS)
         ledger = world.ledger(store=store, producer=Telling(world.producer, Fuse(1_000)), run_max=2)
         async with world.running(ledger):

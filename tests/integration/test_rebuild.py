@@ -118,7 +118,7 @@ async def make_history(world: World, patch: pytest.MonkeyPatch) -> None:
     parked = (await world.line())[-6]
     with patch.context() as patched:
         patched.setattr(wire, "_decode", unlucky)
-        patched.setattr(wire, "id_match", lambda _: None)  # no request is plain enough to go another way
+        patched.setattr(wire, "are_ids", lambda _: False)  # no request is plain enough to go another way
         async with world.running(*(world.ledger(partition) for partition in EVERY)):
             await world.rest(*EVERY)
     original = Ticket(HOME, parked.offset)

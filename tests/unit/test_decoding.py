@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 from coupon.v1 import events_pb2
 
-from services.domain.model import IssueRequest, Unprocessable
+from services.domain.model import IssueRequest, LineRecord, Unprocessable
 from services.runtime import batch_traces, kafka, wire
 from services.runtime.kafka import Record
 from tests.unit.line import ANN, R1, SPRING
@@ -74,9 +74,15 @@ RECORDS = [
 
 def test_many_at_once_decode_as_each_alone() -> None:
     alone = [wire.decode(record) for record in RECORDS]
-    decoded, traces = wire.decode_all(RECORDS)
-    assert decoded == alone
-    assert {offset: trace for offset, trace in traces.items() if trace} == batch_traces.traceparents(RECORDS)
+    for count in (1, 2, 5, len(RECORDS)):
+        decoded: list[LineRecord] = []
+        traces: dict[int, bytes] = {}
+        for start in range(0, len(RECORDS), count):
+            found, traced = wire.decode_all(RECORDS[start : start + count])
+            decoded += found
+            traces |= traced
+        assert decoded == alone
+        assert {offset: trace for offset, trace in traces.items() if trace} == batch_traces.traceparents(RECORDS)
     assert {one.reason.value for one in decoded if isinstance(one, Unprocessable)} == {
         "UNDECODABLE", "EMPTY", "WRONG_TYPE", "MISSING_FIELD", "BAD_ID", "KEY_MISMATCH", "TOO_LARGE",
     }  # fmt: skip
@@ -98,7 +104,7 @@ def test_what_fails_unexpectedly_is_parked_as_when_it_is_alone(monkeypatch: pyte
     def failing(text: str) -> None:
         raise RuntimeError(text)
 
-    monkeypatch.setattr(wire, "id_match", failing)
+    monkeypatch.delattr(wire, "make_issue_request")
     monkeypatch.setattr(wire, "is_request_id", failing)
     plain = Record(4, 5, SPRING.encode(), request(), PLAIN)
     (decoded,), _ = wire.decode_all([plain])

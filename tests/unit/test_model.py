@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
-from services.domain.model import MESSAGE_BYTES_MAX, Ticket, is_id, is_request_id, printable
+from services.domain.model import (
+    MESSAGE_BYTES_MAX,
+    Ticket,
+    are_ids,
+    are_request_ids,
+    is_id,
+    is_request_id,
+    printable,
+)
 
 UUID = "123e4567-e89b-12d3-a456-426614174000"
 
@@ -70,6 +80,21 @@ def test_a_request_id_is_a_uuid_of_36_characters_in_either_case(text: str) -> No
 )
 def test_other_forms_are_no_request_id(text: str) -> None:
     assert not is_request_id(text)
+
+
+ALL_KINDS = [
+    "a", "b" * 128, "c" * 129, "", "a b", "a/b", "a,b", "a\n", "\0", UUID, UUID.upper(), UUID[:-1],
+    f"{UUID}0", f"g{UUID[1:]}", UUID.replace("-", ""), UUID.replace("-", "_"),
+    UUID[1:9] + UUID[0] + UUID[9:], UUID[:8] + UUID[9:] + "-", "-" * 36, "0" * 36,
+    *ODD_CHARACTERS, *(odd + UUID[1:] for odd in ODD_CHARACTERS),
+]  # fmt: skip
+
+
+def test_many_are_ids_or_request_ids_where_each_is_one() -> None:
+    for count in range(3):
+        for texts in product(ALL_KINDS, repeat=count):
+            assert are_ids(texts) == all(map(is_id, texts)), texts
+            assert are_request_ids(texts) == all(map(is_request_id, texts)), texts
 
 
 @pytest.mark.parametrize("odd", ODD_CHARACTERS)
