@@ -214,19 +214,28 @@ class RecordProducer:
 
     async def _append(self, producer: Any, topic: str, partition: int, messages: Iterable[Message]) -> list[Appended]:
         sent: list[tuple[int, asyncio.Future[Any]]] = []
+
+        async def send() -> None:
+            batch._relative_offset = count
+            sent.append((count, await producer.send_batch(batch, topic, partition=partition)))
+
+        # Its builder itself: what the batch does around it takes a third of the time of a message.
         batch = producer.create_batch()
-        count = 0
+        append, count = batch._builder.append, 0
+        now_ms = time.time_ns() // 1_000_000
         for number, (key, value, headers) in enumerate(messages, start=1):
             if number % STEP_MESSAGES == 0:
                 await asyncio.sleep(0)
+                now_ms = time.time_ns() // 1_000_000
             if type(headers) is not list:  # aiokafka takes nothing else
                 headers = list(headers)
-            while batch.append(key=key, value=value, timestamp=None, headers=headers) is None:
-                sent.append((count, await producer.send_batch(batch, topic, partition=partition)))
-                batch, count = producer.create_batch(), 0
+            while append(count, now_ms, key, value, headers) is None:
+                await send()
+                batch = producer.create_batch()
+                append, count = batch._builder.append, 0
             count += 1
         if count:
-            sent.append((count, await producer.send_batch(batch, topic, partition=partition)))
+            await send()
         appended: list[Appended] = []
         for count, future in sent:
             metadata = await future
