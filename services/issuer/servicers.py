@@ -50,10 +50,7 @@ class IssuerServicer(issuer_pb2_grpc.IssuerServiceServicer):
         checked = validation.batch(request)
         calls = [one for one in checked if isinstance(one, validation.IssueCall)]
         issued = iter(await self._path.issue_batch(calls, _caller(context)) if calls else ())
-        answers = [one if isinstance(one, Refusal) else next(issued) for one in checked]
-        response = issuer_pb2.BatchIssueCouponsResponse()
-        _count([_write(answer, response.results.add()) for answer in answers])
-        return response
+        return _response([one if isinstance(one, Refusal) else next(issued) for one in checked])
 
     async def GetIssuance(self, request: issuer_pb2.GetIssuanceRequest, context: Any) -> issuer_pb2.Issuance:  # noqa: N802
         return await self._reading.issuance(*validation.issuance(request.name, request.ticket))
@@ -127,19 +124,21 @@ def _caller(context: Any) -> Caller:
     return Caller(None if remaining_s is None else time.monotonic() + remaining_s)
 
 
-def _count(told: Sequence[str]) -> None:
-    """Those of a call that is answered; whole calls that end with an error are counted where that is made."""
-    for name, number in Counter(told).items():
+def _response(answers: Sequence[Answer]) -> issuer_pb2.BatchIssueCouponsResponse:
+    """Counts them, too: those of a call that is answered. Whole calls that end with an error are where that is made."""
+    response = issuer_pb2.BatchIssueCouponsResponse()
+    add = response.results.add
+    told = Counter[str]()
+    for answer in answers:
+        if isinstance(answer, Place):
+            answer.write(add().issuance)
+        elif isinstance(answer, Refusal):
+            answer.write(add().error)
+            told[answer.reason] += 1
+        else:
+            add().issuance.CopyFrom(answer)
+            told[_State.Name(answer.state)] += 1
+    told[ACCEPTED] += len(answers) - told.total()
+    for name, number in told.items():
         metrics.ANSWERS.add(number, name)
-
-
-def _write(answer: Answer, result: issuer_pb2.IssueResult) -> str:
-    """Returns its state or reason, by which it is counted."""
-    if isinstance(answer, Place):
-        answer.write(result.issuance)
-        return ACCEPTED
-    if isinstance(answer, Refusal):
-        answer.write(result.error)
-        return answer.reason
-    result.issuance.CopyFrom(answer)
-    return _State.Name(answer.state)
+    return response

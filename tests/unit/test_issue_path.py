@@ -102,8 +102,7 @@ def path(line: Ends, monkeypatch: pytest.MonkeyPatch) -> IssuePath:
 
 def shown(answer: Answer) -> tuple[str, str]:
     """All that a caller sees of it."""
-    result = issuer_pb2.IssueResult()
-    servicers._write(answer, result)
+    (result,) = servicers._response([answer]).results
     return type(answer).__name__, str(result)
 
 
