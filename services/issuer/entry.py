@@ -21,7 +21,6 @@ from services.issuer.admission import Admission, Known, refusal_now
 from services.issuer.line import Line
 from services.issuer.outcomes import OutcomesTail, Waiter, WaitKey
 from services.issuer.validation import IssueCall
-from services.runtime import wire
 from services.runtime.coalesce import QueueFull
 from services.runtime.gathering import Gathering
 from services.runtime.kafka import KafkaAway
@@ -205,9 +204,8 @@ class Entry:
 
     async def _take_places(self, partition: int, places: Sequence[Place]) -> None:
         try:
-            make = wire.issue_message_maker(time.time_ns() // 1_000_000 * 1_000)
-            messages = [make(*place.call[:3], place.traceparent, place.waiter is not None) for place in places]
-            appended = await self._line.append(partition, messages)
+            asked = [(*place.call[:3], place.traceparent, place.waiter is not None) for place in places]
+            appended = await self._line.append(partition, asked)
         except (KafkaAway, QueueFull) as error:
             for place in places:
                 place.failure = error.with_traceback(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 
 from services.domain.model import LineRecord, Ticket
@@ -37,12 +38,12 @@ class Line:
         self._records: dict[Ticket, LineRecord] = {}
         self._appends = [self._coalescer(partition) for partition in range(partition_count)]
 
-    async def append(self, partition: int, messages: Sequence[Message]) -> Sequence[Appended]:
-        """Take places at the end of the partition; calls that wait go together.
+    async def append(self, partition: int, asked: Sequence[wire.Asked | Message]) -> Sequence[Appended]:
+        """Take places at the end of the partition, for requests and changes; calls that wait go together.
 
         Raises KafkaAway (after DeliveryUnknown the records may be in the line), QueueFull.
         """
-        return await self._appends[partition].submit(messages)
+        return await self._appends[partition].submit(asked)
 
     def end(self, partition: int) -> int:
         """The offset behind the last record that was put into the partition from here."""
@@ -69,9 +70,10 @@ class Line:
     async def stop(self) -> None:
         await asyncio.gather(*(reader.stop() for _, reader in self._readers.values()))
 
-    def _coalescer(self, partition: int) -> Coalescer[Message, Appended]:
-        async def append(messages: Sequence[Message]) -> Sequence[Appended]:
+    def _coalescer(self, partition: int) -> Coalescer[wire.Asked | Message, Appended]:
+        async def append(asked: Sequence[wire.Asked | Message]) -> Sequence[Appended]:
             failpoints.reach("issuer.sending")
+            messages = wire.line_messages(asked, time.time_ns() // 1_000_000 * 1_000)
             appended = await self._producer.append(self.topic, partition, messages)
             failpoints.reach("issuer.acknowledged")
             self._ends[partition] = max(appended[-1].offset + 1, self._ends.get(partition, 0))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from coupon.v1 import coupon_pb2, events_pb2
 from google.protobuf.message import DecodeError
@@ -138,17 +138,23 @@ def request_headers(
     return headers
 
 
-def issue_message_maker(time_us: int) -> Callable[[CouponId, UserId, RequestId, bytes | None, bool], Message]:
-    """Makes the records of requests that go into the line at that time; what they have in common is made once.
+Asked: TypeAlias = tuple[CouponId, UserId, RequestId, bytes | None, bool]
+"""What a request's record is made of: ids, traceparent, and whether somebody waits for the verdict."""
 
-    To be called with ids, traceparent and whether somebody waits for the verdict.
+
+def line_messages(asked: Iterable[Asked | Message], time_us: int) -> Iterator[Message]:
+    """The records of requests that go into the line at that time; a change's is made already.
+
+    Each is made when it is taken: what it consists of is still in the processor's nearest memory when it is sent, and
+    when it is let go of.
     """
     fixed, ce_time = _fixed_headers(ISSUE_REQUESTED, ISSUER_SOURCE), (_CE_TIME, rfc3339(time_us))
     event = events_pb2.CouponIssueRequestedEvent()  # filled again for each: to make one would cost more
-
-    def make(
-        coupon_id: CouponId, user_id: UserId, request_id: RequestId, traceparent: bytes | None, awaited: bool
-    ) -> Message:
+    for one in asked:
+        if isinstance(one, Message):
+            yield one
+            continue
+        coupon_id, user_id, request_id, traceparent, awaited = one
         event.coupon_id, event.user_id, event.request_id = coupon_id, user_id, request_id
         ce_id = f"{coupon_id}/{user_id}/{request_id}".encode()
         headers: list[tuple[str, bytes | None]] = [*fixed, (kafka.CE_ID, ce_id), ce_time]
@@ -156,9 +162,7 @@ def issue_message_maker(time_us: int) -> Callable[[CouponId, UserId, RequestId, 
             headers.append((kafka.TRACEPARENT, traceparent))
         if awaited:
             headers.append(_AWAITED)
-        return make_message((coupon_id.encode(), event.SerializeToString(), headers))
-
-    return make
+        yield make_message((coupon_id.encode(), event.SerializeToString(), headers))
 
 
 def corrected_headers(

@@ -16,6 +16,7 @@ from services.issuer.entry import ROUND_MAX, ROUND_MOST_S, Entry, Place
 from services.issuer.line import Line
 from services.issuer.outcomes import OutcomesTail
 from services.issuer.validation import IssueCall
+from services.runtime import wire
 from services.runtime.coalesce import QueueFull
 from services.runtime.kafka import AWAITED, Appended, KafkaAway, Message
 from services.runtime.postgres import DatabaseAway
@@ -57,7 +58,8 @@ class Appending:
     def end(self, partition: int) -> int:
         return 0
 
-    async def append(self, partition: int, messages: Sequence[Message]) -> list[Appended]:
+    async def append(self, partition: int, asked: Sequence[wire.Asked | Message]) -> list[Appended]:
+        messages = list(wire.line_messages(asked, 0))
         self.asked[partition] += 1
         while partition in self.stuck:  # noqa: ASYNC110
             await asyncio.sleep(0.001)

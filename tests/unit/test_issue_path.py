@@ -18,6 +18,7 @@ from services.issuer.line import Line
 from services.issuer.outcomes import OutcomesTail
 from services.issuer.store import Granted, IssuerStore
 from services.issuer.validation import IssueCall
+from services.runtime import wire
 from services.runtime.kafka import Appended, Message, Record
 from services.runtime.rpc_errors import Refusal
 
@@ -80,7 +81,8 @@ class Ends:
     def end(self, partition: int) -> int:
         return 1_000 if partition == BUSY else 0
 
-    async def append(self, partition: int, messages: Sequence[Message]) -> list[Appended]:
+    async def append(self, partition: int, asked: Sequence[wire.Asked | Message]) -> list[Appended]:
+        messages = list(wire.line_messages(asked, NOW_US))
         log = self.messages[partition]
         log += messages
         return [Appended(len(log) - len(messages) + place, APPENDED_MS) for place, _ in enumerate(messages)]
