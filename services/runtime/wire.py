@@ -510,14 +510,17 @@ def outcome_messages(
     event = events_pb2.CouponIssuedEvent()  # filled again for each: to make one would cost more
     last_us: int | None = None
     ce_time = _CE_TIME, b""
+    last_coupon_id, key = "", b""
     for verdict in verdicts:
-        traceparent = traces.get(verdict.offset)
+        traceparent = traces.get(verdict.offset) if traces else None
         if type(verdict) is not Issued:
             yield outcome_message(line_topic, partition, outcome(partition, verdict), traceparent)
             continue
         offset, time_us, coupon_id, event.user_id, event.request_id, event.sequence, redrive_of = verdict
         digits = str(offset)
-        event.coupon_id = coupon_id
+        if coupon_id != last_coupon_id:
+            event.coupon_id = last_coupon_id = coupon_id
+            key = coupon_id.encode()
         event.ticket = ticket + digits
         event.redrive_of = "" if redrive_of is None else str(redrive_of)
         if time_us != last_us:
@@ -526,7 +529,7 @@ def outcome_messages(
         headers: list[tuple[str, bytes | None]] = [*fixed, (kafka.CE_ID, ce_id + digits.encode()), ce_time]
         if traceparent:
             headers.append((kafka.TRACEPARENT, traceparent))
-        yield make_message((coupon_id.encode(), event.SerializeToString(), headers))
+        yield make_message((key, event.SerializeToString(), headers))
 
 
 # Dead letters

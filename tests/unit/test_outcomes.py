@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.domain.model import (
     Changed,
     ChangeOutcome,
+    CouponId,
     Grant,
     Issued,
     Parked,
@@ -28,7 +29,8 @@ VERDICTS: list[Verdict] = [
     Rejected(7, START_US, SPRING, ANN, R1, Reason.REPEATED, Grant(R1, 1, Ticket(PARTITION, 4))),
     Parked(8, START_US, ParkReason.EMPTY, "empty", None, None, None, None, known=False),
     Changed(9, START_US, SPRING, RequestId(R1), b"hash", False, ChangeOutcome(Reason.CLOSED, None, None), "ann"),
-    Issued(10, START_US, SPRING, UserId("dua"), R2, 4),
+    Issued(10, START_US, CouponId("autumn"), UserId("dua"), R2, 1),
+    Issued(11, START_US, SPRING, UserId("dua"), R2, 4),
 ]
 
 
@@ -37,11 +39,11 @@ def test_those_of_a_batch_are_those_of_each_verdict_alone() -> None:
     made = list(wire.outcome_messages(LINE, PARTITION, VERDICTS, traces))
     alone = [(wire.outcome(PARTITION, verdict), traces.get(verdict.offset)) for verdict in VERDICTS]
     assert made == [wire.outcome_message(LINE, PARTITION, outcome, trace) for outcome, trace in alone]
-    assert [dict(message.headers)["ce_id"] for message in made] == [b"line/3/%d" % n for n in range(4, 11)]
+    assert [dict(message.headers)["ce_id"] for message in made] == [b"line/3/%d" % n for n in range(4, 12)]
     assert [TRACE in dict(message.headers).values() for message in made] == [v.offset in traces for v in VERDICTS]
 
 
 def test_a_grant_says_nothing_of_the_one_before_it() -> None:
     issued = [verdict for verdict in VERDICTS if isinstance(verdict, Issued)]
     events = [message.value or b"" for message in wire.outcome_messages(LINE, PARTITION, issued, {})]
-    assert [str(REDRIVEN).encode() in event for event in events] == [False, True, False, False]
+    assert [str(REDRIVEN).encode() in event for event in events] == [False, True, False, False, False]
