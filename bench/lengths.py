@@ -12,6 +12,8 @@ class Lengths:
     slices: int = 5
     slice_s: float = 1.25
     """Two of each target a round."""
+    warm_up_s: float = 0.5
+    """Of each server, before a round."""
     callers: int = 200
     """As many as keep the machine at work."""
     few_callers: int = 100
@@ -47,6 +49,7 @@ FULL = Lengths()
 TINY = Lengths(
     slices=1,
     slice_s=0.3,
+    warm_up_s=0.1,
     callers=10,
     few_callers=5,
     saturation_s=0.4,

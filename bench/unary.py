@@ -5,7 +5,9 @@ Callers and all that works for the called system share the machine's cores in ea
 
 from __future__ import annotations
 
+import asyncio
 import statistics
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from bench.callers import Told, run
@@ -24,7 +26,8 @@ REFUSED = "FAILED_PRECONDITION"
 
 async def scenario(session: Session) -> None:
     """As many rounds as the lengths say, each a slice of each target in turn, and of each in the opposite order: what
-    the machine gains or loses within a round befalls all of them alike."""
+    the machine gains or loses within a round befalls all of them alike. Each round has starts of its own of the servers
+    whose calls are compared most closely, for two starts of the same code differ by up to 8 % in calls a second."""
     lengths, results = session.lengths, session.results
     async with AsyncExitStack() as open_:
         ours = await open_.enter_async_context(session.firstcome(names=("issuer", "ledger")))
@@ -35,7 +38,8 @@ async def scenario(session: Session) -> None:
             await _sell_out(system, callers=lengths.callers)
         bare = f"{HOST}:{free_port()}"
         await open_.enter_async_context(program("bench.noop", bare, log_path=session.logs / "noop.log"))
-        behind = await _noop_behind(session, open_)
+        behind, noop = await _noop_behind(session, open_)
+        anew = [noop, ours.processes["issuer"], silent.processes["issuer"]]
         targets = {
             "noop_bare": (bare, HOT, lengths.callers),
             "noop": (behind, HOT, lengths.callers),
@@ -49,9 +53,13 @@ async def scenario(session: Session) -> None:
         }
         told: dict[str, list[Told]] = {name: [] for name in targets}
         usage: Usage | None = None
-        for round_ in range(-1, lengths.slices):
-            names = [*targets, *reversed(targets)] if round_ >= 0 else [*targets]  # the first warms up
-            for number, name in enumerate(names):
+        for round_ in range(lengths.slices):
+            if round_:
+                await _start_anew(anew)
+            for number, address in enumerate((bare, behind, ours.address, silent.address, redis.address)):
+                load = Load(address, HOT, f"w{round_}-{number}", callers=lengths.callers, seconds=lengths.warm_up_s)
+                session.expect("unary warm-up", await run(load, processes=1))
+            for number, name in enumerate([*targets, *reversed(targets)]):
                 address, coupon, callers = targets[name]
                 load = Load(address, coupon, f"u{round_}-{number}", callers=callers, seconds=lengths.slice_s)
                 if name == "unary":
@@ -59,8 +67,7 @@ async def scenario(session: Session) -> None:
                 one = await run(load, processes=1)
                 if name == "unary" and usage is not None:
                     usage.stop(one.cpu_s)
-                if round_ >= 0:
-                    told[name].append(one)
+                told[name].append(one)
                 session.expect(f"unary {name}", one, *([REFUSED] if name in ("cached", "noop_refusing") else []))
         if usage is not None:
             last = told["unary"][-1].requests
@@ -97,7 +104,16 @@ async def _sell_out(system: System, *, callers: int) -> None:
         await system.until_settled()
 
 
-async def _noop_behind(session: Session, open_: AsyncExitStack) -> str:
+async def _start_anew(processes: Sequence[ServiceProcess]) -> None:
+    def start_anew(process: ServiceProcess) -> None:
+        process.stop()
+        process.start()
+        process.wait_ready()
+
+    await asyncio.gather(*(asyncio.to_thread(start_anew, process) for process in processes))
+
+
+async def _noop_behind(session: Session, open_: AsyncExitStack) -> tuple[str, ServiceProcess]:
     listen, health_port = f"{HOST}:{free_port()}", free_port()
     env = {
         "FIRSTCOME_KAFKA_BOOTSTRAP": "unused",
@@ -113,4 +129,4 @@ async def _noop_behind(session: Session, open_: AsyncExitStack) -> str:
     process.start()
     open_.callback(process.stop)
     process.wait_ready()
-    return listen
+    return listen, process
