@@ -99,7 +99,8 @@ def batch(request: issuer_pb2.BatchIssueCouponsRequest) -> Sequence[IssueCall | 
         fields.bad("requests", f"must be 1 to {BATCH_REQUESTS_MAX} requests, not {len(request.requests)}")
     fields.finish()
     calls = [
-        _make_issue_call((_coupon_of(one.coupon), one.user_id, one.request_id, one.wait)) for one in request.requests
+        _make_issue_call((_coupon_of(one.coupon), one.user_id, one.request_id or new_request_id(), one.wait))
+        for one in request.requests
     ]
     coupon_ids, user_ids, request_ids, _ = zip(*calls, strict=True)
     if all(coupon_ids) and are_ids(user_ids) and are_request_ids(request_ids):

@@ -8,7 +8,7 @@ import pytest
 from coupon.v1 import coupon_pb2, events_pb2, issuer_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.domain.model import CouponState, Ticket
+from services.domain.model import CouponState, Ticket, is_request_id
 from services.issuer import validation
 from services.runtime.paging import page_token
 from services.runtime.rpc_errors import Refusal
@@ -216,6 +216,30 @@ def test_an_update_carries_only_what_its_mask_names() -> None:
     assert (list(event.update_paths), event.etag) == (["display_name"], "1-1")
     request.ClearField("update_mask")
     assert list(validation.update(request).update_paths) == ["display_name", "end_time"]
+
+
+def test_the_requests_of_a_batch_are_checked_as_each_alone() -> None:
+    good = issuer_pb2.IssueCouponRequest(coupon="coupons/x", user_id="ann", request_id=UUID, wait=True)
+    without_id = issuer_pb2.IssueCouponRequest(coupon="coupons/y", user_id="bob")
+    bad = [
+        issuer_pb2.IssueCouponRequest(coupon="coupons/x", user_id="a b", request_id=UUID),
+        issuer_pb2.IssueCouponRequest(coupon="coupons/" + "x" * 129, user_id="ann", request_id=UUID),
+        issuer_pb2.IssueCouponRequest(coupon="coupons/x", user_id="ann", request_id=UUID[1:]),
+    ]
+    for others in ([], *([one] for one in bad), bad):
+        first, *refused, last = validation.batch(
+            issuer_pb2.BatchIssueCouponsRequest(requests=[good, *others, without_id])
+        )
+        assert first == validation.issue_call(good)
+        assert isinstance(last, validation.IssueCall)
+        assert (last.coupon_id, last.user_id, last.wait) == ("y", "bob", False)
+        assert is_request_id(last.request_id)
+        for request, refusal in zip(others, refused, strict=True):
+            with pytest.raises(Refusal) as alone:
+                validation.issue_call(request)
+            assert isinstance(refusal, Refusal)
+            assert refusal.violations
+            assert refusal.violations == alone.value.violations
 
 
 @pytest.mark.parametrize("count", [1, 1_000])
