@@ -24,7 +24,7 @@ from services.dlq.stock_taking import StockTaking
 from services.dlq.store import DeadLetterStore
 from services.domain.dead_letter import RetryPolicy
 from services.domain.retry import Backoff
-from services.runtime import lifecycle, metrics, postgres
+from services.runtime import lifecycle, metrics, postgres, predecessor
 from services.runtime.config import DlqConfig, dlq_config
 from services.runtime.grpc_server import GrpcServer
 from services.runtime.health import Health
@@ -66,7 +66,8 @@ async def serve(config: DlqConfig, stopping: asyncio.Event) -> None:
             return PartitionFiler(partition, topics, partition_count, reader, store, policy, _now_us)
 
         group = f"{common.topic_prefix}{GROUP}"
-        workers = PartitionWorkers(common.kafka_bootstrap, "dlq", group, topics.dlq, filer, health)
+        place = predecessor.place("dlq", common.metrics_listen)
+        workers = PartitionWorkers(common.kafka_bootstrap, "dlq", group, topics.dlq, filer, health, place)
         sampler.add(workers.observe)
         sampler.start(StockTaking(engine).run())
         servicer = DeadLetterServicer(OperatorStore(engine), _now_us)

@@ -12,7 +12,7 @@ from services.ledger.consumer import PartitionLedger
 from services.ledger.rebuild import rebuild
 from services.ledger.state_hash import state_hash
 from services.ledger.store import LedgerStore
-from services.runtime import lifecycle, metrics, postgres
+from services.runtime import lifecycle, metrics, postgres, predecessor
 from services.runtime.config import LedgerConfig, ledger_config
 from services.runtime.health import Health
 from services.runtime.kafka import PartitionReader, RecordProducer, Topics
@@ -45,7 +45,8 @@ async def serve(config: LedgerConfig, stopping: asyncio.Event) -> None:
 
         await health.set("", serving=True)
         group = f"{common.topic_prefix}{GROUP}"
-        workers = PartitionWorkers(common.kafka_bootstrap, "ledger", group, topics.line, ledger, health)
+        place = predecessor.place("ledger", common.metrics_listen)
+        workers = PartitionWorkers(common.kafka_bootstrap, "ledger", group, topics.line, ledger, health, place)
         sampler.add(workers.observe)
         sampler.start(Books(engine).run())
         await workers.run(stopping)

@@ -13,7 +13,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 
-from services.runtime import kafka_security, metrics
+from services.runtime import kafka_security, metrics, predecessor
 from services.runtime.health import Health
 from services.runtime.instruments import Gauge
 from services.runtime.kafka import REQUEST_TIMEOUT_MS, KafkaAway, OutOfLog, PartitionReader
@@ -26,7 +26,7 @@ from services.runtime.waiting import Waiting
 log = get_logger(__name__)
 
 SESSION_TIMEOUT_MS = 6_000
-"""A killed member's partitions move within 10 s."""
+"""The partitions of a member that was killed for good move within 10 s."""
 REBALANCE_TIMEOUT_MS = 30_000
 HAND_OVER_TIMEOUT_S = 10.0
 """How long a worker may take to finish its batch when its partition goes elsewhere."""
@@ -118,15 +118,20 @@ class PartitionWorkers:
     def __init__(
         self,
         bootstrap: str,
-        client_id: str,
+        service: str,
         group: str,
         topic: str,
         make_worker: Callable[[int], PartitionWorker],
         health: Health,
+        place: str | None = None,
     ) -> None:
+        """`place`: see `predecessor.place`."""
+        self._bootstrap = bootstrap
+        self._group = group
+        self._place = place
         self._topic = topic
         self._health = health
-        self._health_part = health_part(client_id)
+        self._health_part = health_part(service)
         self._make_worker = make_worker
         self._workers: dict[int, tuple[PartitionWorker, asyncio.Task[None]]] = {}
         self._committed: dict[int, int] = {}
@@ -135,7 +140,7 @@ class PartitionWorkers:
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
             **kafka_security.arguments(),
-            client_id=client_id,
+            client_id=place or service,
             group_id=group,
             enable_auto_commit=False,
             auto_offset_reset="none",
@@ -164,6 +169,8 @@ class PartitionWorkers:
     async def run(self, stopping: asyncio.Event) -> None:
         """Work on what is assigned until `stopping` is set. Raises KafkaAway if the group can't be joined at first,
         and whatever a worker dies of."""
+        if self._place is not None:
+            await predecessor.dismiss(self._bootstrap, self._group, self._place)
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
                 await self._consumer.start()

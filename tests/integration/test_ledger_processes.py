@@ -46,7 +46,7 @@ def processes(world: World, folder: Path, count: int = 1) -> Iterator[list[Servi
             "FIRSTCOME_POSTGRES_DSN": world.dsn,
             "FIRSTCOME_TOPIC_PREFIX": world.topics.prefix,
             "FIRSTCOME_HEALTH_LISTEN": f"127.0.0.1:{port}",
-            "FIRSTCOME_METRICS_LISTEN": "off",
+            "FIRSTCOME_METRICS_LISTEN": f"127.0.0.1:{free_port()}",
         }
         made.append(ServiceProcess("ledger", env, log_path=folder / f"ledger-{number}.log", health_port=port))
     try:
@@ -205,6 +205,26 @@ async def test_ledgers_share_the_partitions_and_take_over_from_one_that_is_froze
         await world.rest(*EVERY)
         assert first.running
     await check_rows(world, BACKLOG + TEST_PARTITIONS)
+
+
+async def test_a_killed_ledger_is_dismissed_by_who_starts_in_its_place_and_nobody_else(
+    world: World, tmp_path: Path
+) -> None:
+    with processes(world, tmp_path, 2) as (first, second):
+        for process in (first, second):
+            await start(process)
+        await eventually(lambda: has_logged(first, "partitions_assigned"))
+        first.kill()
+        await start(first)
+        await eventually(lambda: has_logged(first, "predecessor_dismissed"))
+        for partition, coupon_id in enumerate(COUPONS):
+            await world.put(create(1, coupon_id), partition=partition)
+        await world.rest(*EVERY)
+        assert [process.log_path.read_text().count("predecessor_dismissed") for process in (first, second)] == [1, 0]
+
+
+async def has_logged(process: ServiceProcess, event: str) -> bool:
+    return event in process.log_path.read_text()
 
 
 async def test_killed_engines_that_come_back_are_gone_on_with(tmp_path: Path) -> None:

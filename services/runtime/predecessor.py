@@ -1,0 +1,58 @@
+"""Who starts in a killed member's place tells the consumer group that it is gone: else the partitions stand still until
+the dead one's session is over."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.errors import KafkaError, for_code
+from aiokafka.protocol.admin import DescribeGroupsRequest
+from aiokafka.protocol.group import LeaveGroupRequest
+
+from services.runtime import kafka_security
+from services.runtime.log import get_logger
+
+log = get_logger(__name__)
+
+TIMEOUT_S = 5.0
+
+
+def place(service: str, metrics_listen: str | None) -> str | None:
+    """A client id that no two living processes have: the host, and the port whose listener each has for itself.
+
+    None without such a port. Where a host's name is not its own, as of two machines of one name, a start costs
+    whoever lives there a rebalance, and no more.
+    """
+    port = metrics_listen.rpartition(":")[2] if metrics_listen is not None else "0"
+    return f"{service}-{socket.gethostname()}-{port}" if int(port) else None
+
+
+async def dismiss(bootstrap: str, group: str, client_id: str) -> int:
+    """Let members of that client id leave the group; how many. Of who starts now none is one yet.
+
+    Raises nothing: where it can't be done their sessions end by themselves.
+    """
+    client = AIOKafkaClient(bootstrap_servers=bootstrap, client_id=client_id, **kafka_security.arguments())
+    left = 0
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            await client.bootstrap()
+            coordinator = await client.coordinator_lookup(CoordinationType.GROUP, group)
+            described = await client.send(coordinator, DescribeGroupsRequest([group]))
+            (error_code, _, _, _, _, members, *_) = described.groups[0]
+            if error_code:
+                raise for_code(error_code)
+            for member_id, its_client_id, *_ in members:
+                if its_client_id == client_id:
+                    answer = await client.send(coordinator, LeaveGroupRequest(group, member_id))
+                    if answer.error_code:
+                        raise for_code(answer.error_code)
+                    left += 1
+                    log.info("predecessor_dismissed", group=group, member=member_id)
+    except (KafkaError, TimeoutError, OSError) as error:
+        log.info("predecessor_not_dismissed", group=group, error=f"{type(error).__name__}: {error}")
+    finally:
+        await client.close()
+    return left
