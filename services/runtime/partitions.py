@@ -27,6 +27,8 @@ log = get_logger(__name__)
 
 SESSION_TIMEOUT_MS = 6_000
 """The partitions of a member that was killed for good move within 10 s."""
+HEARTBEAT_MS = 1_000
+"""By its heartbeat a member learns that the group shares anew, and all wait for the last to learn it."""
 REBALANCE_TIMEOUT_MS = 30_000
 HAND_OVER_TIMEOUT_S = 10.0
 """How long a worker may take to finish its batch when its partition goes elsewhere."""
@@ -145,7 +147,7 @@ class PartitionWorkers:
             enable_auto_commit=False,
             auto_offset_reset="none",
             session_timeout_ms=SESSION_TIMEOUT_MS,
-            heartbeat_interval_ms=SESSION_TIMEOUT_MS // 3,
+            heartbeat_interval_ms=HEARTBEAT_MS,
             rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )

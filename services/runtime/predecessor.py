@@ -7,7 +7,7 @@ import asyncio
 import socket
 
 from aiokafka.client import AIOKafkaClient, CoordinationType
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import KafkaError, UnknownMemberIdError, for_code
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 
@@ -17,6 +17,7 @@ from services.runtime.log import get_logger
 log = get_logger(__name__)
 
 TIMEOUT_S = 5.0
+RETRY_S = 0.1
 
 
 def place(service: str, metrics_listen: str | None) -> str | None:
@@ -29,30 +30,41 @@ def place(service: str, metrics_listen: str | None) -> str | None:
     return f"{service}-{socket.gethostname()}-{port}" if int(port) else None
 
 
-async def dismiss(bootstrap: str, group: str, client_id: str) -> int:
-    """Let members of that client id leave the group; how many. Of who starts now none is one yet.
+async def dismiss(bootstrap: str, group: str, client_id: str) -> None:
+    """Let members of that client id leave the group. Of who starts now none is one yet.
 
-    Raises nothing: where it can't be done their sessions end by themselves.
+    Raises nothing: where it can't be done within TIMEOUT_S their sessions end by themselves.
     """
     client = AIOKafkaClient(bootstrap_servers=bootstrap, client_id=client_id, **kafka_security.arguments())
-    left = 0
     try:
         async with asyncio.timeout(TIMEOUT_S):
             await client.bootstrap()
-            coordinator = await client.coordinator_lookup(CoordinationType.GROUP, group)
-            described = await client.send(coordinator, DescribeGroupsRequest([group]))
-            (error_code, _, _, _, _, members, *_) = described.groups[0]
-            if error_code:
-                raise for_code(error_code)
-            for member_id, its_client_id, *_ in members:
-                if its_client_id == client_id:
-                    answer = await client.send(coordinator, LeaveGroupRequest(group, member_id))
-                    if answer.error_code:
-                        raise for_code(answer.error_code)
-                    left += 1
-                    log.info("predecessor_dismissed", group=group, member=member_id)
+            while not await _dismissed(client, group, client_id):
+                await asyncio.sleep(RETRY_S)
     except (KafkaError, TimeoutError, OSError) as error:
-        log.info("predecessor_not_dismissed", group=group, error=f"{type(error).__name__}: {error}")
+        log.warning("predecessor_not_dismissed", group=group, error=f"{type(error).__name__}: {error}")
     finally:
         await client.close()
-    return left
+
+
+async def _dismissed(client: AIOKafkaClient, group: str, client_id: str) -> bool:
+    """Whether none is left; False: ask again, as of a coordinator that comes back itself. Raises KafkaError."""
+    try:
+        coordinator = await client.coordinator_lookup(CoordinationType.GROUP, group)
+        (found,) = (await client.send(coordinator, DescribeGroupsRequest([group]))).groups
+        error_code, _, _, _, _, members, *_ = found
+        _check(error_code)
+        for member_id, its_client_id, *_ in members:
+            if its_client_id == client_id:
+                _check((await client.send(coordinator, LeaveGroupRequest(group, member_id))).error_code)
+                log.info("predecessor_dismissed", group=group, member=member_id)
+    except KafkaError as error:
+        if not error.retriable and not isinstance(error, UnknownMemberIdError):  # which is gone by itself
+            raise
+        return False
+    return True
+
+
+def _check(error_code: int) -> None:
+    if error_code:
+        raise for_code(error_code)
