@@ -39,7 +39,7 @@ async def dismiss(bootstrap: str, group: str, client_id: str) -> None:
     try:
         async with asyncio.timeout(TIMEOUT_S):
             await client.bootstrap()
-            while not await _dismissed(client, group, client_id):
+            while not await _dismissed(client, group, client_id):  # noqa: ASYNC110 - nobody would set an event
                 await asyncio.sleep(RETRY_S)
     except (KafkaError, TimeoutError, OSError) as error:
         log.warning("predecessor_not_dismissed", group=group, error=f"{type(error).__name__}: {error}")
