@@ -1,12 +1,14 @@
-"""A consumer group that changes while a service leaves it."""
+"""A consumer group that changes while a service leaves it, and by what it knows a member again."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+import pytest
 from aiokafka import TopicPartition
 
+from services.runtime import predecessor
 from services.runtime.health import Health
 from services.runtime.partitions import PartitionWorker, PartitionWorkers
 from services.runtime.progress import Position
@@ -68,3 +70,12 @@ async def test_who_leaves_begins_no_work_that_nobody_would_end() -> None:
     await running
     assert made == [0]
     assert workers.workers == {}
+
+
+def test_a_member_is_known_by_service_host_and_a_port_that_it_has_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "ledger-7d9")
+    assert predecessor.place("ledger", "0.0.0.0:9465") == "ledger-ledger-7d9-9465"
+    assert predecessor.place("dlq", "[::]:9466") == "dlq-ledger-7d9-9466"
+    # Of any port, or none, there may be several.
+    assert predecessor.place("ledger", "127.0.0.1:0") is None
+    assert predecessor.place("ledger", None) is None
