@@ -13,7 +13,7 @@ class Lengths:
     slice_s: float = 1.25
     """Two of each target a round."""
     warm_up_s: float = 0.5
-    """Of each server, before a round."""
+    """Of each server that has just been started."""
     callers: int = 200
     """As many as keep the machine at work."""
     few_callers: int = 100

@@ -27,7 +27,8 @@ REFUSED = "FAILED_PRECONDITION"
 async def scenario(session: Session) -> None:
     """As many rounds as the lengths say, each a slice of each target in turn, and of each in the opposite order: what
     the machine gains or loses within a round befalls all of them alike. Each round has starts of its own of the servers
-    whose calls are compared most closely, for two starts of the same code differ by up to 8 % in calls a second."""
+    whose calls are compared most closely, for two starts of the same code differ by up to 8 % in calls a second. Few
+    callers come in each second round only."""
     lengths, results = session.lengths, session.results
     async with AsyncExitStack() as open_:
         ours = await open_.enter_async_context(session.firstcome(names=("issuer", "ledger")))
@@ -51,15 +52,18 @@ async def scenario(session: Session) -> None:
             "noop_few": (behind, HOT, lengths.few_callers),
             "unary_few": (ours.address, HOT, lengths.few_callers),
         }
+        by_few = ("noop_few", "unary_few")
         told: dict[str, list[Told]] = {name: [] for name in targets}
         usage: Usage | None = None
         for round_ in range(lengths.slices):
             if round_:
                 await _start_anew(anew)
-            for number, address in enumerate((bare, behind, ours.address, silent.address, redis.address)):
+            cold = (behind, ours.address, silent.address, *(() if round_ else (bare, redis.address)))
+            for number, address in enumerate(cold):
                 load = Load(address, HOT, f"w{round_}-{number}", callers=lengths.callers, seconds=lengths.warm_up_s)
                 session.expect("unary warm-up", await run(load, processes=1))
-            for number, name in enumerate([*targets, *reversed(targets)]):
+            names = [name for name in targets if name not in by_few or not round_ % 2]
+            for number, name in enumerate([*names, *reversed(names)]):
                 address, coupon, callers = targets[name]
                 load = Load(address, coupon, f"u{round_}-{number}", callers=callers, seconds=lengths.slice_s)
                 if name == "unary":

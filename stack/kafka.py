@@ -162,8 +162,9 @@ def _settings(data: Path, port: int, peers: Peers) -> dict[str, str]:
         "min.insync.replicas": in_sync_min,
         "auto.create.topics.enable": "false",
         "group.initial.rebalance.delay.ms": "0",
-        # A broker that was killed may register again only when its old session is over (9 s by default).
-        "broker.session.timeout.ms": "3000",
+        # A broker that was killed may register again only when its old session is over (9 s by default), counted from
+        # when its controller is back.
+        "broker.session.timeout.ms": "1500",
         "broker.heartbeat.interval.ms": "500",
         # For few cores, 8 and 3 by default: who works seldom finds nothing of what it needs in the caches.
         "num.io.threads": "2",
