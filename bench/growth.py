@@ -46,10 +46,12 @@ _TIME = "2020-01-01 00:00:00+00"
 async def scenario(session: Session) -> None:
     """The same load on a table of each size in turn, several times; medians count, of ratios and of speeds.
 
-    A first round warms up and is told apart: behind the loader's checkpoint PostgreSQL writes each page that it changes
-    into its log once as a whole, which is a page a row where the table is large, and nothing a few seconds later.
+    The first rounds warm up and are told apart: behind the loader's checkpoint PostgreSQL reads each page of the key
+    anew, and writes it into its log once as a whole when it changes it. Of the largest table that is 0.7 pages a
+    request in the first round, 0.2 in the second and 0.05 in the third; of the smallest 0.01 in the first.
     """
-    results, sizes, rounds = session.results, session.lengths.growth_rows, session.lengths.growth_rounds + 1
+    results, sizes, warm = session.results, session.lengths.growth_rows, session.lengths.growth_warm_rounds
+    rounds = warm + session.lengths.growth_rounds
     async with AsyncExitStack() as open_:
         systems = {rows: await open_.enter_async_context(session.firstcome()) for rows in sizes}
         for rows, ours in systems.items():
@@ -64,13 +66,13 @@ async def scenario(session: Session) -> None:
                 load = _load(ours, f"round-{number}", session.lengths.growth_requests)
                 speeds[rows].append(settled_per_s(*await settle(ours, load)))
         await session.check_all({f"growth_{rows}": ours for rows, ours in systems.items()})
-    first = {rows: speeds[rows].pop(0) for rows in sizes}
-    medians = {rows: statistics.median(speeds[rows]) for rows in sizes}
+    largest, smallest = speeds[max(sizes)], speeds[min(sizes)]
+    medians = {rows: statistics.median(speeds[rows][warm:]) for rows in sizes}
     results.put(**{f"settled_per_s_at_{rows}_rows": per_s for rows, per_s in medians.items()})
     results.put(
-        growth_ratio=median_ratio(speeds[max(sizes)], speeds[min(sizes)]),
-        growth_rounds=ratios_text(speeds[max(sizes)], speeds[min(sizes)]),
-        growth_first_ratio=first[max(sizes)] / first[min(sizes)],
+        growth_ratio=median_ratio(largest[warm:], smallest[warm:]),
+        growth_rounds=ratios_text(largest[warm:], smallest[warm:]),
+        growth_warm_rounds=ratios_text(largest[:warm], smallest[:warm]),
         growth_rows=max(sizes),
     )
     results.line("growth", "settled", [(float(rows), per_s) for rows, per_s in medians.items()])

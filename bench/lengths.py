@@ -39,6 +39,7 @@ class Lengths:
     produce_requests: int = 300_000
     growth_rows: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
     growth_requests: int = 60_000
+    growth_warm_rounds: int = 2
     growth_rounds: int = 5
     fault_people: int = 4_000
     fault_stock: int = 2_500
@@ -72,6 +73,7 @@ TINY = Lengths(
     produce_requests=4_000,
     growth_rows=(1_000, 5_000),
     growth_requests=2_000,
+    growth_warm_rounds=1,
     growth_rounds=1,
     fault_people=120,
     fault_stock=80,

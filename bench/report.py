@@ -155,7 +155,7 @@ def _runs(figure: Figures) -> Iterable[str]:
     if figure.has("growth_rounds"):
         yield (
             f"Settled at the largest table to the smallest, round by round: {figure('growth_rounds')}; "
-            f"in the round before, right behind a checkpoint: {figure('growth_first_ratio')}."
+            f"in the rounds before, right behind a checkpoint: {figure('growth_warm_rounds')}."
         )
     if figure.has("raw_insert_runs"):
         yield (
