@@ -23,8 +23,8 @@ RETRY_S = 0.1
 def place(service: str, metrics_listen: str | None) -> str | None:
     """A client id that no two living processes have: the host, and the port whose listener each has for itself.
 
-    None without such a port. Where a host's name is not its own, as of two machines of one name, a start costs
-    whoever lives there a rebalance, and no more.
+    None without such a port. Where two machines have one name, or two processes one port on addresses of their own, a
+    start costs the other a rebalance, and no more.
     """
     port = metrics_listen.rpartition(":")[2] if metrics_listen is not None else "0"
     return f"{service}-{socket.gethostname()}-{port}" if int(port) else None
