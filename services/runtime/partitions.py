@@ -172,7 +172,7 @@ class PartitionWorkers:
         """Work on what is assigned until `stopping` is set. Raises KafkaAway if the group can't be joined at first,
         and whatever a worker dies of."""
         if self._place is not None:
-            await predecessor.dismiss(self._bootstrap, self._group, self._place)
+            await predecessor.dismiss(self._bootstrap, self._group, self._place, stopping)
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
                 await self._consumer.start()

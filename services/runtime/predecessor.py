@@ -13,11 +13,11 @@ from aiokafka.protocol.group import LeaveGroupRequest
 
 from services.runtime import kafka_security
 from services.runtime.log import get_logger
+from services.runtime.pace import Pace
 
 log = get_logger(__name__)
 
 TIMEOUT_S = 5.0
-RETRY_S = 0.1
 
 
 def place(service: str, metrics_listen: str | None) -> str | None:
@@ -30,17 +30,18 @@ def place(service: str, metrics_listen: str | None) -> str | None:
     return f"{service}-{socket.gethostname()}-{port}" if int(port) else None
 
 
-async def dismiss(bootstrap: str, group: str, client_id: str) -> None:
+async def dismiss(bootstrap: str, group: str, client_id: str, stopping: asyncio.Event) -> None:
     """Let members of that client id leave the group. Of who starts now none is one yet.
 
-    Raises nothing: where it can't be done within TIMEOUT_S their sessions end by themselves.
+    Raises nothing: where it can't be done within TIMEOUT_S, or before `stopping`, their sessions end by themselves.
     """
+    pace = Pace(stopping, cap_s=1.0)
     client = AIOKafkaClient(bootstrap_servers=bootstrap, client_id=client_id, **kafka_security.arguments())
     try:
         async with asyncio.timeout(TIMEOUT_S):
             await client.bootstrap()
-            while not await _dismissed(client, group, client_id):  # noqa: ASYNC110 - nobody would set an event
-                await asyncio.sleep(RETRY_S)
+            while not stopping.is_set() and not await _dismissed(client, group, client_id):
+                await pace.failed()
     except (KafkaError, TimeoutError, OSError) as error:
         log.warning("predecessor_not_dismissed", group=group, error=f"{type(error).__name__}: {error}")
     finally:

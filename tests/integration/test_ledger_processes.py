@@ -109,6 +109,10 @@ async def ended(process: ServiceProcess) -> int | None:
     return process.returncode
 
 
+async def has_logged(process: ServiceProcess, event: str) -> bool:
+    return event in process.log_path.read_text()
+
+
 async def check_counts(world: World, size: int) -> None:
     """All coupons went out, and every record has one row."""
     rows = await world.fetch("SELECT count(*) AS n FROM user_coupon GROUP BY coupon_id")
@@ -221,10 +225,6 @@ async def test_a_killed_ledger_is_dismissed_by_who_starts_in_its_place_and_nobod
             await world.put(create(1, coupon_id), partition=partition)
         await world.rest(*EVERY)
         assert [process.log_path.read_text().count("predecessor_dismissed") for process in (first, second)] == [1, 0]
-
-
-async def has_logged(process: ServiceProcess, event: str) -> bool:
-    return event in process.log_path.read_text()
 
 
 async def test_killed_engines_that_come_back_are_gone_on_with(tmp_path: Path) -> None:
