@@ -35,11 +35,11 @@ Scenario = Callable[[Session], Awaitable[None]]
 SCENARIOS: Mapping[str, tuple[Scenario, int]] = {
     "unary": (unary.scenario, 195),
     "paced": (paced.scenario, 85),
-    "batch": (batches.scenario, 170),
-    "rush": (rush.scenario, 45),
-    "ledger": (backlog.scenario, 140),
-    "growth": (growth.scenario, 240),
-    "faults": (faults.scenario, 160),
+    "batch": (batches.scenario, 210),
+    "rush": (rush.scenario, 35),
+    "ledger": (backlog.scenario, 155),
+    "growth": (growth.scenario, 260),
+    "faults": (faults.scenario, 110),
 }
 """Name → what runs, and about how many seconds it takes."""
 
