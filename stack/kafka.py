@@ -39,6 +39,8 @@ _JVM_OPTIONS: Final = (
     "-Xmn24m",
     "-XX:MaxTenuringThreshold=2",
     "-XX:TieredStopAtLevel=1",
+    # Compiled after 20 calls, not 200: what a broker does once a request it would interpret for its first half minute.
+    "-XX:CompileThresholdScaling=0.1",
     # Together some 8 % less CPU time a request. Where the kernel gives no huge pages, Java goes on without.
     "-XX:+UseTransparentHugePages",
     "-XX:+UseCompactObjectHeaders",

@@ -1,4 +1,5 @@
-"""A server of grpc.aio that takes up all calls that have come in one turn of the event loop, and leaves no garbage.
+"""A server of grpc.aio that takes up all calls that have come in one turn of the event loop, leaves no garbage, and
+whose thread for events does not interrupt the event loop.
 
 grpc's own asks its core for one call, learns of it by way of a thread, and asks for the next some turns later. Under
 load that, and not what a call costs, is how fast calls come in, and where the slowest wait (docs/decisions/0018).
@@ -7,6 +8,9 @@ load that, and not what a call costs, is how fast calls come in, and where the s
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Self, cast
@@ -19,6 +23,8 @@ CALLS_A_TURN = 32
 """How many of each queue are asked for. To take them up needs a few milliseconds, and other tasks wait meanwhile."""
 _WAIT = "_wait.<locals>._on_completion"
 """What `asyncio.wait` is called back by."""
+POLLER = "(_poll_wrapper)"
+"""How the name of grpc's thread ends that tells the event loop of events."""
 
 
 def make_server(
@@ -33,7 +39,19 @@ def make_server(
     `concurrent_calls_max`: beyond it grpc answers without details. `apart`: methods whose calls wait apart from all
     others to be taken up, so that a rush of them holds up nothing else.
     """
-    return cast("grpc.aio.Server", _Server(interceptors, options, concurrent_calls_max, apart))
+    server = _Server(interceptors, options, concurrent_calls_max, apart)
+    _keep_poller_from_interrupting()
+    return cast("grpc.aio.Server", server)
+
+
+def _keep_poller_from_interrupting() -> None:
+    """It wakes for each event, and would take the core from the event loop each time (docs/decisions/0019)."""
+    if not hasattr(os, "SCHED_BATCH"):  # Linux alone has it
+        return
+    for thread in threading.enumerate():
+        if thread.name.endswith(POLLER) and thread.native_id is not None:
+            with contextlib.suppress(OSError):  # a sandbox may forbid it, and all works without
+                os.sched_setscheduler(thread.native_id, os.SCHED_BATCH, os.sched_param(0))
 
 
 class _Server(_server.Server):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +17,7 @@ import grpc
 import pytest
 from coupon.v1 import issuer_pb2, issuer_pb2_grpc
 
-from services.runtime.accepting import CALLS_A_TURN, make_server
+from services.runtime.accepting import CALLS_A_TURN, POLLER, make_server
 
 CALLS = 3 * CALLS_A_TURN
 ISSUE = "/coupon.v1.IssuerService/IssueCoupon"
@@ -155,6 +157,14 @@ async def test_calls_that_have_come_are_taken_up_in_one_turn() -> None:
     async with called() as (_, turns, client):
         assert await client.codes() == {"OK": CALLS}
         assert max(Counter(turns.taken_up).values()) >= CALLS_A_TURN / 2
+
+
+async def test_the_thread_that_tells_of_calls_interrupts_nobody_when_it_wakes() -> None:
+    async with called() as (_, _, client):
+        pollers = [one.native_id for one in threading.enumerate() if one.name.endswith(POLLER) and one.native_id]
+        assert [os.sched_getscheduler(poller) for poller in pollers] == [os.SCHED_BATCH]
+        assert os.sched_getscheduler(threading.get_native_id()) == os.SCHED_OTHER
+        assert await client.codes() == {"OK": CALLS}
 
 
 async def test_calls_leave_nothing_for_the_collector() -> None:
