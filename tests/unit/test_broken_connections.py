@@ -1,0 +1,39 @@
+"""What is asked of a broker by a connection that has broken a moment before."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import uvloop
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.admin import DescribeGroupsRequest
+
+from services.runtime import kafka
+
+
+async def asked_while_broken() -> AIOKafkaConnection:
+    """Of a connection whose socket has failed, and whose reader has not seen it yet."""
+    server = await asyncio.start_server(lambda _, writer: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    connection = AIOKafkaConnection("127.0.0.1", port, request_timeout_ms=kafka.REQUEST_TIMEOUT_MS)
+    connection._versions = {DescribeGroupsRequest.API_KEY: (0, 0)}
+    connection._reader, connection._writer = await asyncio.open_connection("127.0.0.1", port)
+    connection._read_task = connection._create_reader_task()
+    await asyncio.sleep(0)
+    connection._writer.transport.abort()
+    await asyncio.sleep(0)  # now the transport is closed, and in the next turn the reader would hear of it
+    try:
+        with pytest.raises(KafkaConnectionError, match=f"127.0.0.1:{port} broken") as told:
+            connection.send(DescribeGroupsRequest(["any"]))
+        assert isinstance(told.value.__cause__, RuntimeError)
+        assert told.value.retriable
+    finally:
+        server.close()
+    return connection
+
+
+def test_a_request_by_a_connection_that_has_just_broken_may_be_tried_again() -> None:
+    connection = uvloop.run(asked_while_broken())
+    assert not connection.connected()
