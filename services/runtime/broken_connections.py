@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aiokafka.conn import AIOKafkaConnection, CloseReason
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 _send = AIOKafkaConnection.send
 
@@ -16,6 +16,9 @@ def _send_or_break(self: Any, request: Any, expect_response: bool = True) -> Any
     try:
         return _send(self, request, expect_response)
     except RuntimeError as error:
+        # aiokafka's own errors are RuntimeErrors, too.
+        if isinstance(error, KafkaError) or not self._writer.transport.is_closing():
+            raise
         self.close(reason=CloseReason.CONNECTION_BROKEN, exc=error)
         raise KafkaConnectionError(f"Connection at {self.host}:{self.port} broken: {error}") from error
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import uvloop
@@ -13,8 +16,14 @@ from aiokafka.protocol.admin import DescribeGroupsRequest
 from services.runtime import kafka
 
 
-async def asked_while_broken() -> AIOKafkaConnection:
-    """Of a connection whose socket has failed, and whose reader has not seen it yet."""
+class Defective(DescribeGroupsRequest):  # type: ignore[misc]
+    def prepare(self, versions: Any) -> Any:
+        raise RuntimeError("planted")
+
+
+@contextlib.asynccontextmanager
+async def connected() -> AsyncIterator[AIOKafkaConnection]:
+    """To somebody who never answers."""
     server = await asyncio.start_server(lambda _, writer: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     connection = AIOKafkaConnection("127.0.0.1", port, request_timeout_ms=kafka.REQUEST_TIMEOUT_MS)
@@ -22,18 +31,39 @@ async def asked_while_broken() -> AIOKafkaConnection:
     connection._reader, connection._writer = await asyncio.open_connection("127.0.0.1", port)
     connection._read_task = connection._create_reader_task()
     await asyncio.sleep(0)
-    connection._writer.transport.abort()
-    await asyncio.sleep(0)  # now the transport is closed, and in the next turn the reader would hear of it
     try:
-        with pytest.raises(KafkaConnectionError, match=f"127.0.0.1:{port} broken") as told:
+        yield connection
+    finally:
+        connection.close()
+        server.close()
+
+
+async def asked_while_broken() -> AIOKafkaConnection:
+    """Of a connection whose socket has failed, and whose reader has not seen it yet."""
+    async with connected() as connection:
+        connection._writer.transport.abort()
+        await asyncio.sleep(0)  # now the transport is closed, and in the next turn the reader would hear of it
+        with pytest.raises(KafkaConnectionError, match=f"127.0.0.1:{connection.port} broken") as told:
             connection.send(DescribeGroupsRequest(["any"]))
         assert isinstance(told.value.__cause__, RuntimeError)
         assert told.value.retriable
-    finally:
-        server.close()
+        assert not connection.connected()
     return connection
+
+
+async def asked_what_cannot_be_asked() -> None:
+    async with connected() as connection:
+        with pytest.raises(RuntimeError, match="planted"):
+            connection.send(Defective(["any"]))
+        assert connection.connected()
+    with pytest.raises(KafkaConnectionError, match=r"^KafkaConnectionError: No connection"):
+        connection.send(DescribeGroupsRequest(["any"]))
 
 
 def test_a_request_by_a_connection_that_has_just_broken_may_be_tried_again() -> None:
     connection = uvloop.run(asked_while_broken())
     assert not connection.connected()
+
+
+def test_a_defect_of_ours_is_not_taken_for_a_broken_connection() -> None:
+    uvloop.run(asked_what_cannot_be_asked())
