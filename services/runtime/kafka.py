@@ -23,7 +23,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.partitioner import murmur2
 
-import services.runtime.broken_connections  # noqa: F401 - aiokafka's connections, everywhere
+import services.runtime.aiokafka_patches  # noqa: F401 - of aiokafka everywhere
 from services.domain.model import maker
 from services.runtime import kafka_security, metrics
 from services.runtime.fetching import EARLIEST, FETCH_WAIT_MS, LATEST, Fetched, LogRecord, PartitionLog

@@ -169,25 +169,24 @@ class PartitionWorkers:
         return {partition: worker for partition, (worker, _) in self._workers.items()}
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Work on what is assigned until `stopping` is set. Raises KafkaAway if the group can't be joined at first,
-        and whatever a worker dies of."""
+        """Work on what is assigned until `stopping` is set. Raises whatever a worker or the membership dies of."""
         if self._place is not None:
             await predecessor.dismiss(self._bootstrap, self._group, self._place, stopping)
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
-                await self._consumer.start()
-        except (KafkaError, TimeoutError, OSError) as error:
-            raise KafkaAway(f"no consumer group: {type(error).__name__}: {error}") from error
-        self._consumer.subscribe([self._topic], listener=_Listener(self))
-        try:
+            await self._connect(stopping)
+            self._consumer.subscribe([self._topic], listener=_Listener(self))
             while not stopping.is_set():
                 for partition, (_, task) in list(self._workers.items()):
                     if task.done() and partition in self._workers:
                         task.result()
                         raise RuntimeError(f"the worker of partition {partition} ended by itself")
                 # All partitions are paused, so this reads nothing; it tells aiokafka that its user is alive.
-                with contextlib.suppress(KafkaError):
+                try:
                     await self._consumer.getmany(timeout_ms=0)
+                except KafkaError as error:
+                    log.warning("group_error", group=self._group, error=f"{type(error).__name__}: {error}")
+                    if self._consumer._coordinator._coordination_task.done():
+                        raise RuntimeError(f"the membership in group {self._group} ended by itself") from error
                 await self._commit(self.workers)
                 await self._tell_halts()
                 with contextlib.suppress(TimeoutError):
@@ -197,6 +196,17 @@ class PartitionWorkers:
             await self._end(list(self._workers))
             with contextlib.suppress(KafkaError, TimeoutError, OSError):
                 await asyncio.wait_for(self._consumer.stop(), timeout=HAND_OVER_TIMEOUT_S)
+
+    async def _connect(self, stopping: asyncio.Event) -> None:
+        pace = Pace(stopping, cap_s=1.0)
+        while not stopping.is_set():
+            try:
+                async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                    await self._consumer.start()
+                    return
+            except (KafkaError, TimeoutError, OSError) as error:
+                log.warning("group_unreachable", group=self._group, error=f"{type(error).__name__}: {error}")
+                await pace.failed()
 
     def _begin(self, partitions: list[int]) -> None:
         if self._over:  # the group gave them before it heard that we are leaving: nobody would end their workers

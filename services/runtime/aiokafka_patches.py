@@ -1,13 +1,15 @@
-"""A connection to a broker that has just broken says so by the error that aiokafka's callers expect."""
+"""What aiokafka's connections and clients do where its callers expect an error of Kafka's, and get none or another."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
 _send = AIOKafkaConnection.send
+_bootstrap = AIOKafkaClient.bootstrap
 
 
 def _send_or_break(self: Any, request: Any, expect_response: bool = True) -> Any:
@@ -23,4 +25,18 @@ def _send_or_break(self: Any, request: Any, expect_response: bool = True) -> Any
         raise KafkaConnectionError(f"Connection at {self.host}:{self.port} broken: {error}") from error
 
 
+async def _bootstrap_with_brokers(self: Any) -> None:
+    """As aiokafka's own, but a cluster that names no broker is one that is not there yet.
+
+    A lone broker names none for a moment after a start or a freeze. A client that begins with that fails an assertion
+    in `coordinator_lookup`, of which a group's coordination dies for good; and if the connection it began with breaks,
+    it knows nobody whom it could ask for others.
+    """
+    await _bootstrap(self)
+    if not self.cluster.brokers():
+        self._conns.pop(("bootstrap", ConnectionGroup.DEFAULT)).close()
+        raise KafkaConnectionError(f"{self.hosts} name no broker of the cluster")
+
+
 AIOKafkaConnection.send = _send_or_break
+AIOKafkaClient.bootstrap = _bootstrap_with_brokers

@@ -1,4 +1,4 @@
-"""What is asked of a broker by a connection that has broken a moment before."""
+"""What is asked of a broker by a connection that has broken a moment before, or that knows no broker yet."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import uvloop
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.admin import DescribeGroupsRequest
+from aiokafka.protocol.metadata import MetadataResponse_v1 as MetadataResponse
 
 from services.runtime import kafka
 
@@ -67,3 +69,38 @@ def test_a_request_by_a_connection_that_has_just_broken_may_be_tried_again() -> 
 
 def test_a_defect_of_ours_is_not_taken_for_a_broken_connection() -> None:
     uvloop.run(asked_what_cannot_be_asked())
+
+
+class Broker:
+    """Stands in for the connections of a client to one that names no broker at first, and itself later."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.named: list[tuple[int, str, int, str | None]] = []
+
+    async def connect(self, *_: Any, **__: Any) -> Broker:
+        self.open += 1
+        return self
+
+    async def send(self, _: Any) -> Any:
+        return MetadataResponse(self.named, 0, [])
+
+    def close(self, **_: Any) -> None:
+        self.open -= 1
+
+
+async def test_a_cluster_that_names_no_broker_is_one_that_is_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker()
+    monkeypatch.setattr("aiokafka.client.create_conn", broker.connect)
+    client = AIOKafkaClient(bootstrap_servers="nowhere:9092")
+    try:
+        with pytest.raises(KafkaConnectionError, match=r"nowhere.*name no broker") as told:
+            await client.bootstrap()
+        assert told.value.retriable
+        assert broker.open == 0
+        broker.named = [(1, "nowhere", 9092, None)]
+        await client.bootstrap()
+        assert client.get_random_node() == 1
+        assert broker.open == 0
+    finally:
+        await client.close()
