@@ -24,9 +24,13 @@ def fields_of(raised: pytest.ExceptionInfo[Refusal]) -> set[str]:
 
 @pytest.mark.parametrize("text", ["a", "A-Z.a_z~0@9:+-", "x" * 128])
 def test_ids_that_may_be(text: str) -> None:
-    call = validation.issue_call(issuer_pb2.IssueCouponRequest(coupon=f"coupons/{text}", user_id=text))
+    request = issuer_pb2.IssueCouponRequest(coupon=f"coupons/{text}", user_id=text)
+    call = validation.issue_call(request)
     assert (call.coupon_id, call.user_id, call.wait) == (text, text, False)
-    assert uuid.UUID(call.request_id)
+    assert is_request_id(call.request_id)
+    made = uuid.UUID(call.request_id)
+    assert (made.version, made.variant) == (4, uuid.RFC_4122)
+    assert validation.issue_call(request).request_id != call.request_id
 
 
 @pytest.mark.parametrize("text", ["", "x" * 129, "a b", "a/b", "é", "a\0", "a\n", "\u0661", "a%2F", "*"])
