@@ -28,7 +28,7 @@ def _send_or_break(self: Any, request: Any, expect_response: bool = True) -> Any
 async def _bootstrap_with_brokers(self: Any) -> None:
     """As aiokafka's own, but a cluster that names no broker is one that is not there yet.
 
-    A lone broker names none for a moment after a start or a freeze. A client that begins with that fails an assertion
+    A lone broker was seen to name none for a moment after a freeze. A client that begins with that fails an assertion
     in `coordinator_lookup`, of which a group's coordination dies for good; and if the connection it began with breaks,
     it knows nobody whom it could ask for others.
     """
