@@ -83,6 +83,18 @@ def _engine_frozen(which: str) -> Inject:
     return inject
 
 
+async def _started_as_the_broker_wakes(world: World, rng: random.Random) -> None:
+    broker, names = world.stack.kafka, list(world.services)
+    await world.at(rng.uniform(1.0, 2.0))
+    broker.kill(signal.SIGSTOP)
+    world.kill(*names)
+    await asyncio.sleep(FROZEN_S)
+    starting = asyncio.create_task(world.start_again(*names))
+    await asyncio.sleep(rng.uniform(0.5, 2.0))
+    broker.kill(signal.SIGCONT)
+    await starting
+
+
 async def _all_killed(world: World, rng: random.Random) -> None:
     await world.at(rng.uniform(2.0, 4.0))
     names = list(world.services)
@@ -109,6 +121,7 @@ FAULTS = (
     Fault("dlq-frozen", "SIGSTOP of the dlq, SIGCONT after 9 s", _frozen("dlq-0")),
     Fault("broker-killed", "kill -9 of the only broker, then a restart", _engine_ended("kafka", signal.SIGKILL)),
     Fault("broker-frozen", "SIGSTOP of the only broker, SIGCONT after 9 s", _engine_frozen("kafka")),
+    Fault("broker-wakes", "all services killed while it is frozen, and started as it wakes", _started_as_the_broker_wakes),
     Fault("postgres-stopped", "immediate stop of PostgreSQL, then a restart", _engine_ended("pg", signal.SIGQUIT)),
     Fault("postgres-killed", "kill -9 of PostgreSQL, then a restart", _engine_ended("pg", signal.SIGKILL)),
     Fault("postgres-frozen", "SIGSTOP of PostgreSQL, SIGCONT after 9 s", _engine_frozen("pg")),
