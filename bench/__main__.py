@@ -33,7 +33,7 @@ POSTGRES_SETTINGS = {"max_wal_size": "8GB"}
 SHARED_BUFFERS = "1GB"
 Scenario = Callable[[Session], Awaitable[None]]
 SCENARIOS: Mapping[str, tuple[Scenario, int]] = {
-    "unary": (unary.scenario, 195),
+    "unary": (unary.scenario, 215),
     "paced": (paced.scenario, 85),
     "batch": (batches.scenario, 210),
     "rush": (rush.scenario, 35),

@@ -2,13 +2,16 @@
 
 A program of its own (`python -m bench.noop_behind`, the issuer's settings), and the one place of the bench that imports
 the services: nothing else of it imports this. `coupons/refused` is answered with SOLD_OUT, all others with ACCEPTED.
+At the address in GRPC_LISTEN the same interceptors are before a server as grpc.aio makes it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
+import grpc
 from coupon.v1 import issuer_pb2, issuer_pb2_grpc
 
 from bench.noop import answer
@@ -19,6 +22,7 @@ from services.runtime.health import Health
 from services.runtime.rpc_errors import Refusal
 
 REFUSED = "coupons/refused"
+GRPC_LISTEN = "NOOP_GRPC_LISTEN"
 
 
 class Noop(issuer_pb2_grpc.IssuerServiceServicer):
@@ -35,8 +39,13 @@ async def serve(config: IssuerConfig, stopping: asyncio.Event) -> None:
     server.add(issuer_pb2_grpc.add_IssuerServiceServicer_to_server, Noop())
     await health.start(config.common.health_listen)
     await server.start(config.listen, [issuer_pb2.DESCRIPTOR.services_by_name["IssuerService"].full_name])
+    grpcs_own = grpc.aio.server(interceptors=[server.boundary])
+    issuer_pb2_grpc.add_IssuerServiceServicer_to_server(Noop(), grpcs_own)
+    grpcs_own.add_insecure_port(os.environ[GRPC_LISTEN])
+    await grpcs_own.start()
     await health.set("", serving=True)
     await stopping.wait()
+    await grpcs_own.stop(1.0)
     await server.stop(1.0)
     await health.stop()
 

@@ -39,11 +39,12 @@ async def scenario(session: Session) -> None:
             await _sell_out(system, callers=lengths.callers)
         bare = f"{HOST}:{free_port()}"
         await open_.enter_async_context(program("bench.noop", bare, log_path=session.logs / "noop.log"))
-        behind, noop = await _noop_behind(session, open_)
+        behind, on_grpcs, noop = await _noop_behind(session, open_)
         anew = [noop, ours.processes["issuer"], silent.processes["issuer"]]
         targets = {
             "noop_bare": (bare, HOT, lengths.callers),
             "noop": (behind, HOT, lengths.callers),
+            "noop_grpc": (on_grpcs, HOT, lengths.callers),
             "unary": (ours.address, HOT, lengths.callers),
             "cached": (ours.address, GONE, lengths.callers),
             "noop_refusing": (behind, "coupons/refused", lengths.callers),
@@ -58,7 +59,7 @@ async def scenario(session: Session) -> None:
         for round_ in range(lengths.slices):
             if round_:
                 await _start_anew(anew)
-            cold = (behind, ours.address, silent.address, *(() if round_ else (bare, redis.address)))
+            cold = (behind, on_grpcs, ours.address, silent.address, *(() if round_ else (bare, redis.address)))
             for number, address in enumerate(cold):
                 load = Load(address, HOT, f"w{round_}-{number}", callers=lengths.callers, seconds=lengths.warm_up_s)
                 session.expect("unary warm-up", await run(load, processes=1))
@@ -92,8 +93,10 @@ async def scenario(session: Session) -> None:
     results.put(
         unary_ratio=median_ratio(per_s["unary"], per_s["noop"]),
         unary_few_ratio=median_ratio(per_s["unary_few"], per_s["noop_few"]),
+        unary_grpc_ratio=median_ratio(per_s["unary"], per_s["noop_grpc"]),
         unary_bare_ratio=median_ratio(per_s["unary"], per_s["noop_bare"]),
         cached_ratio=median_ratio(per_s["cached"], per_s["noop"]),
+        cached_grpc_ratio=median_ratio(per_s["cached"], per_s["noop_grpc"]),
         cached_refusing_ratio=median_ratio(per_s["cached"], per_s["noop_refusing"]),
         telemetry_ratio=median_ratio(per_s["unary"], per_s["telemetry_off"]),
         baseline_unary_ratio=median_ratio(per_s["unary"], per_s["baseline_unary"]),
@@ -117,12 +120,14 @@ async def _start_anew(processes: Sequence[ServiceProcess]) -> None:
     await asyncio.gather(*(asyncio.to_thread(start_anew, process) for process in processes))
 
 
-async def _noop_behind(session: Session, open_: AsyncExitStack) -> tuple[str, ServiceProcess]:
-    listen, health_port = f"{HOST}:{free_port()}", free_port()
+async def _noop_behind(session: Session, open_: AsyncExitStack) -> tuple[str, str, ServiceProcess]:
+    """Its address behind our server, that on grpc's own, and the process of both."""
+    listen, on_grpcs, health_port = f"{HOST}:{free_port()}", f"{HOST}:{free_port()}", free_port()
     env = {
         "FIRSTCOME_KAFKA_BOOTSTRAP": "unused",
         "FIRSTCOME_POSTGRES_DSN": "postgresql://unused",
         "FIRSTCOME_LISTEN": listen,
+        "NOOP_GRPC_LISTEN": on_grpcs,
         "FIRSTCOME_HEALTH_LISTEN": f"{HOST}:{health_port}",
         "FIRSTCOME_METRICS_LISTEN": f"{HOST}:{free_port()}",
         "FIRSTCOME_AUTH": "off",
@@ -133,4 +138,4 @@ async def _noop_behind(session: Session, open_: AsyncExitStack) -> tuple[str, Se
     process.start()
     open_.callback(process.stop)
     process.wait_ready()
-    return listen, process
+    return listen, on_grpcs, process

@@ -121,7 +121,7 @@ FAULTS = (
     Fault("dlq-frozen", "SIGSTOP of the dlq, SIGCONT after 9 s", _frozen("dlq-0")),
     Fault("broker-killed", "kill -9 of the only broker, then a restart", _engine_ended("kafka", signal.SIGKILL)),
     Fault("broker-frozen", "SIGSTOP of the only broker, SIGCONT after 9 s", _engine_frozen("kafka")),
-    Fault("broker-wakes", "all services killed while it is frozen, and started as it wakes", _started_as_the_broker_wakes),
+    Fault("broker-wakes", "all services killed while it is frozen, started as it wakes", _started_as_the_broker_wakes),
     Fault("postgres-stopped", "immediate stop of PostgreSQL, then a restart", _engine_ended("pg", signal.SIGQUIT)),
     Fault("postgres-killed", "kill -9 of PostgreSQL, then a restart", _engine_ended("pg", signal.SIGKILL)),
     Fault("postgres-frozen", "SIGSTOP of PostgreSQL, SIGCONT after 9 s", _engine_frozen("pg")),
