@@ -9,6 +9,9 @@ import grpc
 import uvloop
 from coupon.v1 import issuer_pb2, issuer_pb2_grpc
 
+GRPC_LISTEN = "NOOP_GRPC_LISTEN"
+"""The setting by which `bench.noop_behind` is told where to serve on grpc.aio's own server."""
+
 
 def answer(request: issuer_pb2.IssueCouponRequest) -> issuer_pb2.Issuance:
     """ACCEPTED with a ticket, as long as the real answer."""

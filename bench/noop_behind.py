@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 from coupon.v1 import issuer_pb2, issuer_pb2_grpc
 
-from bench.noop import answer
+from bench.noop import GRPC_LISTEN, answer
 from services.runtime import lifecycle
 from services.runtime.config import IssuerConfig, issuer_config
 from services.runtime.grpc_server import GrpcServer
@@ -22,7 +22,6 @@ from services.runtime.health import Health
 from services.runtime.rpc_errors import Refusal
 
 REFUSED = "coupons/refused"
-GRPC_LISTEN = "NOOP_GRPC_LISTEN"
 
 
 class Noop(issuer_pb2_grpc.IssuerServiceServicer):

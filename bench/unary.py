@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 
 from bench.callers import Told, run
 from bench.load import Load
+from bench.noop import GRPC_LISTEN
 from bench.results import median_ratio, ratios_text
 from bench.session import Session, Usage, program
 from bench.systems import Firstcome, System, tracing
@@ -127,7 +128,7 @@ async def _noop_behind(session: Session, open_: AsyncExitStack) -> tuple[str, st
         "FIRSTCOME_KAFKA_BOOTSTRAP": "unused",
         "FIRSTCOME_POSTGRES_DSN": "postgresql://unused",
         "FIRSTCOME_LISTEN": listen,
-        "NOOP_GRPC_LISTEN": on_grpcs,
+        GRPC_LISTEN: on_grpcs,
         "FIRSTCOME_HEALTH_LISTEN": f"{HOST}:{health_port}",
         "FIRSTCOME_METRICS_LISTEN": f"{HOST}:{free_port()}",
         "FIRSTCOME_AUTH": "off",
