@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from coupon.v1 import coupon_pb2, coupon_pb2_grpc, issuer_pb2, issuer_pb2_grpc
 
@@ -19,7 +20,7 @@ from services.runtime import lifecycle, metrics, postgres
 from services.runtime.config import IssuerConfig, issuer_config
 from services.runtime.grpc_server import GrpcServer
 from services.runtime.health import Health
-from services.runtime.kafka import PartitionReader, RecordProducer, Topics
+from services.runtime.kafka import KafkaAway, PartitionReader, RecordProducer, Topics
 from services.runtime.postgres import create_engine
 
 SERVICES = (
@@ -40,7 +41,8 @@ async def serve(config: IssuerConfig, stopping: asyncio.Event) -> None:
     sampler.add(lambda: postgres.observe(engine))
     try:
         partition_count = await lifecycle.wait_for_dependencies(common, engine, stopping)
-        await producer.start()
+        with contextlib.suppress(KafkaAway):  # away again: the tail waits for it, and the first call connects
+            await producer.start()
 
         def reader(topic: str, partition: int) -> PartitionReader:
             return PartitionReader(common.kafka_bootstrap, "issuer", topic, partition)

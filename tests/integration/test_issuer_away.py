@@ -6,12 +6,13 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest import mock
 
 import asyncpg
 import grpc
 import pytest
 
-from services.runtime.kafka import Topics
+from services.runtime.kafka import KafkaAway, RecordProducer, Topics
 from stack import Link, Stack, StackError
 from tests.contract.issuing import (
     Coupon,
@@ -118,6 +119,15 @@ async def test_a_log_that_is_away(fresh: System) -> None:
             rows = await fresh.fetch("SELECT request_id FROM user_coupon WHERE user_id = 'ann'")
             assert [row["request_id"] for row in rows] == [mine]
             assert granted.request_id == mine
+
+
+async def test_a_log_that_is_away_again_while_the_issuer_starts(fresh: System) -> None:
+    coupon_id = new_id()
+    with mock.patch.object(RecordProducer, "start", side_effect=KafkaAway("planted")) as connecting:
+        async with fresh.issuer() as client, fresh.ledger():
+            assert connecting.called
+            await client.create(coupon_id)
+            assert (await client.issue(coupon_id, "ann", wait=True)).state == Issuance.ISSUED
 
 
 async def _resumed(client: Issuer, coupon_id: str) -> bool:
